@@ -1,0 +1,77 @@
+# `make help` lists the targets. They run in the environment $(VENV), which is made when it is missing and brought up
+# to date when pyproject.toml changes. Only sh, make and a Python are needed.
+VENV ?= .venv
+PYTHON ?=
+EXTRAS ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-all lint bench notebooks clean FORCE
+
+python := $(VENV)/bin/python
+comma := ,
+# Written last, so that a failed installation leaves none. It records what was asked for: "python=... extras=...".
+stamp := $(VENV)/.installed
+recorded := $(shell cat $(stamp) 2>/dev/null)
+recorded_python := $(patsubst python=%,%,$(filter python=%,$(recorded)))
+recorded_extras := $(patsubst extras=%,%,$(filter extras=%,$(recorded)))
+wanted_python := $(or $(PYTHON),$(recorded_python))
+wanted_extras := $(or $(EXTRAS),$(recorded_extras))
+
+# An environment of another PYTHON, or one that does not start, is made anew; other EXTRAS are installed into it.
+starts := $(shell $(python) -c 'import pip; print("yes")' 2>/dev/null)
+anew := $(if $(filter yes,$(starts)),$(if $(filter-out $(recorded_python),$(wanted_python)),yes),yes)
+again := $(filter-out $(recorded_extras),$(wanted_extras))
+
+help: ## List the targets
+	@echo "Usage: make TARGET"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Settings, as in make train ARGS=\"--help\":"
+	@echo "  ARGS       more arguments for the command behind train, test, test-all, bench and notebooks"
+	@echo "  PYTHON     the Python to make $(VENV) with, instead of the newest supported one that is found"
+	@echo "  EXTRAS     installed beside dev, such as gpu or tpu"
+	@echo "  VENV       the environment's folder, instead of .venv"
+
+setup: $(stamp) ## Make the environment (the other targets do it themselves when needed)
+	@echo "$(VENV) is ready."
+
+train: $(stamp) ## Train the small language model on real text (ARGS="--help" lists what can be set)
+	@echo "Training: python -m experiments.train_lm $(ARGS)"
+	@$(python) -m experiments.train_lm $(ARGS)
+
+test: $(stamp) ## Run the quick tests
+	@echo "Running the tests that are marked neither slow nor peers (make test-all runs all of them)"
+	@$(python) -m pytest $(ARGS)
+
+test-all: $(stamp) ## Run all tests
+	@echo "Running all tests"
+	@$(python) -m pytest -m "" $(ARGS)
+
+lint: $(stamp) ## Check style, format and types
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m pyrefly check --python-interpreter-path $(python)
+
+bench: $(stamp) ## Time every recurrence and form on this machine
+	@echo "Timing: python -m experiments.bench_recurrences $(ARGS)"
+	@$(python) -m experiments.bench_recurrences $(ARGS)
+
+notebooks: $(stamp) ## Execute the notebooks from start to end, leaving the files as they are
+	@echo "Executing the notebooks"
+	@$(python) -m pytest -m "" tests/test_notebooks.py $(ARGS)
+
+clean: ## Remove the environment, caches and builds (runs are kept)
+	rm -rf $(VENV) .cache build dist *.egg-info
+	find lineax_seq pallas_kernels experiments tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(stamp): pyproject.toml $(if $(anew)$(again),FORCE)
+	@rm -f $@
+ifeq ($(anew),yes)
+	@if [ -e $(VENV) ] && [ ! -e $(VENV)/pyvenv.cfg ]; then \
+	    echo "make: $(VENV) is there and is no Python environment: remove it, or name another with VENV=" >&2; exit 1; fi
+	@python=$$(sh .ci/find-python "$(wanted_python)") && echo "Making the environment $(VENV)" && \
+	    "$$python" -m venv --clear $(VENV)
+endif
+	@echo "Installing lineax_seq and what it needs into $(VENV) (some minutes and about 1.5 GB the first time)"
+	@$(python) -m pip install -qq --disable-pip-version-check --editable ".[dev$(addprefix $(comma),$(wanted_extras))]"
+	@echo "python=$(wanted_python) extras=$(wanted_extras)" >$@

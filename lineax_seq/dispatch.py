@@ -1,0 +1,72 @@
+"""`implementation=`: who computes the chunk form. The only importer of `pallas_kernels`.
+
+A kernel replaces `forms.chunk` for one recurrence record on one platform. It refuses with NotImplementedError and the
+reason; None takes the first that accepts, a named implementation never falls back.
+"""
+
+import difflib
+from collections.abc import Callable, Sequence
+
+import jax
+
+from .recurrence import Recurrence
+
+IMPLEMENTATIONS = ("xla", "mosaic_tpu", "mosaic_gpu")
+_PREFERRED = {"tpu": ("mosaic_tpu", "xla"), "gpu": ("mosaic_gpu", "xla"), "cuda": ("mosaic_gpu", "xla")}
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """` (did you mean 'x'?)` for an unknown name, or nothing when none is near."""
+    close = difflib.get_close_matches(str(name), known, 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def candidates(caller: str, implementation: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The implementations to try, in order.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if implementation is None:
+        return _PREFERRED.get(jax.default_backend(), ("xla",))
+    names = (implementation,) if isinstance(implementation, str) else tuple(implementation)
+    unknown = [name for name in names if name not in IMPLEMENTATIONS]
+    if unknown or not names:
+        raise ValueError(
+            f"{caller}: implementation={implementation!r}: unknown {unknown}"
+            f"{nearest(unknown[0], IMPLEMENTATIONS) if unknown else ''}; use None, one of {IMPLEMENTATIONS}, "
+            "or a sequence of them tried in order."
+        )
+    return names
+
+
+def kernel(recurrence: Recurrence, implementation: str) -> Callable:
+    """The kernel that replaces the chunk form of `recurrence`.
+
+    Raises:
+        NotImplementedError: there is none, with the reason.
+    """
+    import pallas_kernels
+
+    kernels = getattr(pallas_kernels, "KERNELS", {})
+    if (implementation, recurrence.name) not in kernels:
+        raise NotImplementedError(f"{implementation}: no kernel for recurrence {recurrence.name!r} yet")
+    return kernels[implementation, recurrence.name]
+
+
+def first_accepting(caller: str, names: Sequence[str], attempt: Callable[[str], object]):
+    """`attempt(name)` for the first implementation that does not refuse.
+
+    Raises:
+        NotImplementedError: the only one refused.
+        ExceptionGroup: all of several refused; it holds every reason.
+    """
+    refusals = []
+    for name in names:
+        try:
+            return attempt(name)
+        except NotImplementedError as refusal:
+            refusals.append(refusal)
+    if len(refusals) == 1:
+        raise NotImplementedError(f"{caller}: {refusals[0]}") from refusals[0]
+    raise ExceptionGroup(f"{caller}: all implementations refused", refusals)

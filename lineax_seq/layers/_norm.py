@@ -1,0 +1,44 @@
+"""Root-mean-square normalisation, plain and gated, and L2 normalisation: statistics in float32, eps inside the root.
+
+Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4; the gated form norm(x)·silu(gate) as in GLA (arXiv:2312.06635,
+eq. 9) and Gated DeltaNet (arXiv:2412.06464, section 3.4).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from ._check import check_positive
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """`x / sqrt(mean(x²) + eps) · scale` over the last axis, in float32."""
+    x = x.astype(jnp.float32)
+    return x * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps) * scale.astype(jnp.float32)
+
+
+def l2_normalize(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """`x / sqrt(sum(x²) + eps)` over the last axis, in float32: zero (with gradient) at zero, never NaN."""
+    x = x.astype(jnp.float32)
+    return x * lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + eps)
+
+
+class RMSNorm(nnx.Module):
+    """RMSNorm with a learned scale over the last axis: `[..., D] -> [..., D]` in `dtype` (None: that of x)."""
+
+    def __init__(self, width: int, *, eps: float = 1e-5, dtype=None, param_dtype=jnp.float32):
+        check_positive(type(self).__name__, width=width)
+        self.scale = nnx.Param(jnp.ones((width,), param_dtype))
+        self.eps, self.dtype = eps, dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x, self.scale[...], self.eps).astype(self.dtype or x.dtype)
+
+
+class GatedRMSNorm(RMSNorm):
+    """RMSNorm(x) · silu(gate) over the last axis, the product in float32: `[..., D], [..., D] -> [..., D]`."""
+
+    def __call__(self, x: jax.Array, gate: jax.Array) -> jax.Array:
+        y = rms_norm(x, self.scale[...], self.eps) * jax.nn.silu(gate.astype(jnp.float32))
+        return y.astype(self.dtype or x.dtype)

@@ -1,0 +1,278 @@
+"""The public callable of a recurrence: checks its arguments, lowers them to the record's fields, runs a form."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from . import arguments as _arguments, dispatch, forms
+from .arguments import Argument
+from .recurrence import Recurrence
+from .typing import State
+
+FORMS = ("chunk", "scan")
+_OPTIONS = dict(
+    scale=None,
+    initial_state=None,
+    segment_ids=None,
+    form="chunk",
+    chunk_size=None,
+    implementation=None,
+    axis_name=None,
+)
+_COMMON_DOC = """
+
+Call: `o, final_state = {name}({arguments}, *, scale=None, initial_state=None, segment_ids=None, form="chunk",
+chunk_size=None, implementation=None, axis_name=None{causal})`; one token without its T axis:
+`o_t, state = {name}.step({arguments}, *, state, scale=None)`.
+
+Args:
+{shapes}
+    scale: multiplies the queries; None is K**-0.5.
+    initial_state: {state}, float32; zeros if None.
+    segment_ids: int [B, T]; the state is reset where the id changes, the initial state enters only the first segment
+        and the final state is the last segment's.
+    form: "chunk" (chunk-parallel, for training and prefill) or "scan" (token by token, the reference).
+    chunk_size: C, a power of two; None is the fastest measured. T need not be divisible by it.
+    implementation: None (the fastest that supports platform, shapes and dtype), "xla", "mosaic_tpu", "mosaic_gpu", or
+        a sequence tried in order. A named one never falls back.
+    axis_name: a mesh axis that T is sharded over, inside `jax.shard_map`.
+
+Returns:
+    o [B, T, HV, V] in the dtype of the values, and the final state in float32 (float64 for float64 inputs).
+
+Raises:
+    ValueError: shapes, dtypes or names that do not fit, all offenders at once, before tracing.
+    NotImplementedError: a named implementation that cannot, with the reason.
+"""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Operator:
+    """A recurrence as users call it.
+
+    Attributes:
+        name: the public name.
+        recurrence: the record of one head.
+        arguments: public name -> dimensions and domain, in calling order.
+        about: the docstring's first part: the equations and their source.
+        lower: arguments -> the record's fields, for recurrences that are another one in disguise.
+        scaled: whether the queries (field q) take a scale.
+        bidirectional: None, or (fields, reset, state, scale) -> (final state, o), for `causal=False`.
+        default_chunk_size: C where the caller does not say.
+    """
+
+    name: str
+    recurrence: Recurrence
+    arguments: Mapping[str, Argument]
+    about: str = ""
+    lower: Callable[[dict], dict] | None = None
+    scaled: bool = True
+    bidirectional: Callable | None = None
+    default_chunk_size: int = 64
+
+    def __post_init__(self):
+        options = {**_OPTIONS, **({"causal": True} if self.bidirectional else {})}
+        parameters = [inspect.Parameter(a, inspect.Parameter.POSITIONAL_OR_KEYWORD) for a in self.arguments]
+        parameters += [inspect.Parameter(o, inspect.Parameter.KEYWORD_ONLY, default=d) for o, d in options.items()]
+        doc = self.about + _COMMON_DOC.format(
+            name=self.name,
+            arguments=", ".join(self.arguments),
+            shapes="\n".join(f"    {a}: float [{', '.join(arg.letters)}]" for a, arg in self.arguments.items()),
+            state="[B, HV, K, V]",
+            causal=", causal=True" if self.bidirectional else "",
+        )
+        object.__setattr__(self, "__signature__", inspect.Signature(parameters))
+        object.__setattr__(self, "__doc__", doc)
+        object.__setattr__(self, "__name__", self.name)
+
+    def __repr__(self) -> str:
+        return f"<recurrence {self.name}({', '.join(self.arguments)})>"
+
+    def __call__(self, *args, **kwargs) -> tuple[jax.Array, State]:
+        values, options = self._bind(args, kwargs, {**_OPTIONS, "causal": True}, self.name)
+        xs, dims = self._checked(self.name, values, self.arguments)
+        scale = self._scale(self.name, options["scale"], dims)
+        _check_one_of(self.name, "form", options["form"], FORMS)
+        segment_ids, state = options["segment_ids"], options["initial_state"]
+        _check_segment_ids(self.name, segment_ids, dims)
+        self._check_state(self.name, "initial_state", state, xs)
+        chunk_size = _chunk_size(self.name, options["chunk_size"], self.default_chunk_size, dims["T"])
+        names = dispatch.candidates(self.name, options["implementation"])
+        if options["axis_name"] is not None:
+            raise NotImplementedError(
+                f"{self.name}: axis_name={options['axis_name']!r}: sequence parallelism is not built yet; "
+                "gather T on one device and leave axis_name out."
+            )
+        if not options["causal"]:
+            if self.bidirectional is None:
+                raise ValueError(f"{self.name}: causal=False: this recurrence has no bidirectional form.")
+            if options["form"] == "scan":
+                raise ValueError(f"{self.name}: causal=False has no token scan; leave form out.")
+            final, o = _bidirectional(self, scale, xs, segment_ids, state)
+        elif options["form"] == "scan":
+            final, o = _scan(self, scale, xs, segment_ids, state)
+        else:
+            run = lambda name: _chunk(self, name, scale, chunk_size, xs, segment_ids, state)  # noqa: E731
+            final, o = dispatch.first_accepting(self.name, names, run)
+        return o, final
+
+    def step(self, *args, state: State | None = None, **kwargs) -> tuple[jax.Array, State]:
+        """One token: arguments without their T axis, `state` as a call returns it (None: zeros). Returns (o_t, state)."""
+        caller = f"{self.name}.step"
+        values, options = self._bind(args, kwargs, {"scale": None}, caller)
+        xs, dims = self._checked(caller, values, {name: arg.token() for name, arg in self.arguments.items()})
+        scale = self._scale(caller, options["scale"], dims)
+        tokens = {name: x[:, None] if self.arguments[name].per_token else x for name, x in xs.items()}
+        self._check_state(caller, "state", state, tokens)
+        final, o = _scan(self, scale, tokens, None, state)
+        return o[:, 0], final
+
+    def example(self, key: jax.Array, *, dtype=jnp.float32, **sizes: int) -> dict[str, jax.Array]:
+        """Arguments by name drawn from their domains: `op.example(jax.random.key(0), B=1, T=64, H=2, K=16, V=16)`."""
+        return _arguments.draw(self.arguments, key, sizes, dtype)
+
+    def fields(self, xs: dict) -> dict:
+        """The record's fields from checked arguments."""
+        return xs if self.lower is None else self.lower(xs)
+
+    def _bind(self, args, kwargs, options: dict, caller: str) -> tuple[dict, dict]:
+        names = list(self.arguments)
+        if len(args) > len(names):
+            raise ValueError(f"{caller}: got {len(args)} positional arguments, wants {len(names)}: {', '.join(names)}.")
+        values = dict(zip(names, args, strict=False))
+        options = dict(options)
+        for key, value in kwargs.items():
+            if key in values:
+                raise ValueError(f"{caller}: {key} was given twice, by position and by name; give it once.")
+            if key in names:
+                values[key] = value
+            elif key in options:
+                options[key] = value
+            else:
+                known = [*names, *options]
+                raise ValueError(f"{caller}: unknown argument {key!r}{dispatch.nearest(key, known)}; it takes {known}.")
+        missing = [name for name in names if values.get(name) is None]
+        if missing:
+            raise ValueError(f"{caller}: missing {', '.join(missing)}; it takes {', '.join(names)}.")
+        return values, options
+
+    def _checked(self, caller: str, values: dict, arguments: Mapping[str, Argument]) -> tuple[dict, dict]:
+        """Arrays by name and the sizes of their letters.
+
+        Raises:
+            ValueError: every argument whose rank, size or dtype does not fit.
+        """
+        xs = {name: jnp.asarray(value) for name, value in values.items()}
+        sizes: dict[str, tuple[int, str]] = {}
+        problems = []
+        for name, argument in arguments.items():
+            letters, shape = argument.letters, xs[name].shape
+            wanted = f"[{', '.join(letters)}]"
+            if not jnp.issubdtype(xs[name].dtype, jnp.floating):
+                problems.append(f"{name} is {xs[name].dtype}, wants a floating dtype (cast it)")
+            if len(shape) != len(letters):
+                problems.append(f"{name} has shape {list(shape)}, wants {wanted}")
+                continue
+            for letter, size in zip(letters, shape, strict=True):
+                known, owner = sizes.setdefault(letter, (size, name))
+                if size != known:
+                    problems.append(f"{name} {list(shape)} has {letter}={size}, but {owner} has {letter}={known}")
+                elif size == 0:
+                    problems.append(f"{name} {list(shape)} has {letter}=0, wants at least 1")
+        dims = {letter: size for letter, (size, _) in sizes.items()}
+        if not problems and {"H", "HV"} <= dims.keys() and dims["HV"] % dims["H"]:
+            problems.append(f"HV={dims['HV']} value heads over H={dims['H']} key heads: HV must be a multiple of H")
+        if problems:
+            signature = ", ".join(f"{name} [{', '.join(argument.letters)}]" for name, argument in arguments.items())
+            raise ValueError(f"{caller}: {'; '.join(problems)}. Arguments are {signature}; move or repeat axes to fit.")
+        return xs, dims
+
+    def _scale(self, caller: str, scale, dims: dict) -> float | None:
+        if not self.scaled:
+            if scale is not None:
+                raise ValueError(f"{caller}: scale={scale!r}: this recurrence has no scale; leave it out.")
+            return None
+        if scale is None:
+            return dims["K"] ** -0.5
+        if isinstance(scale, (int, float)):
+            return float(scale)
+        raise ValueError(f"{caller}: scale is {type(scale).__name__}, wants a Python number; multiply q by it instead.")
+
+    def _check_state(self, caller: str, name: str, state: State | None, xs: dict) -> None:
+        if state is None:
+            return
+        wanted = jax.eval_shape(lambda xs: forms.zero_state(self.recurrence, self.fields(xs)), xs)
+        leaves, structure = jax.tree.flatten(state)
+        wanted_leaves, wanted_structure = jax.tree.flatten(wanted)
+        if structure != wanted_structure:
+            raise ValueError(f"{caller}: {name} is {structure}, wants {wanted_structure}; pass a state a call returned.")
+        for got, want in zip(leaves, wanted_leaves, strict=True):
+            shape, dtype = jnp.shape(got), jnp.result_type(got)
+            if shape != want.shape or dtype not in (jnp.float32, jnp.float64):
+                raise ValueError(
+                    f"{caller}: {name} is {dtype}{list(shape)}, wants float32{list(want.shape)}; "
+                    "cast or reshape it, or leave it out for zeros."
+                )
+
+
+def _chunk_size(caller: str, chunk_size: int | None, default: int, length: int) -> int:
+    if chunk_size is None:
+        chunk_size = default
+    elif not isinstance(chunk_size, int) or chunk_size < 1 or chunk_size & (chunk_size - 1):
+        raise ValueError(f"{caller}: chunk_size={chunk_size!r}, wants a power of two such as 32, 64 or 128.")
+    return min(chunk_size, 1 << (length - 1).bit_length())  # a short sequence is one short chunk
+
+
+def _check_one_of(caller: str, what: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise ValueError(f"{caller}: {what}={name!r}{dispatch.nearest(name, known)}, wants one of {tuple(known)}.")
+
+
+def _check_segment_ids(caller: str, segment_ids, dims: dict) -> None:
+    if segment_ids is None:
+        return
+    shape, dtype = jnp.shape(segment_ids), jnp.result_type(segment_ids)
+    if shape != (dims["B"], dims["T"]) or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(
+            f"{caller}: segment_ids is {dtype}{list(shape)}, wants int32[{dims['B']}, {dims['T']}]: "
+            "one id per token, equal within a document."
+        )
+
+
+def _resets(segment_ids) -> jax.Array | None:
+    """True where a token's document differs from the token's before it; never at the first token."""
+    if segment_ids is None:
+        return None
+    return jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
+
+
+def _prepared(operator: Operator, xs: dict, segment_ids, state):
+    fields = operator.fields(xs)
+    if state is None:
+        state = forms.zero_state(operator.recurrence, fields)
+    else:
+        state = jax.tree.map(lambda s: jnp.asarray(s, forms.compute_dtype(fields)), state)
+    return fields, _resets(segment_ids), state
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _scan(operator: Operator, scale, xs, segment_ids, state):
+    return forms.scan(operator.recurrence, scale, *_prepared(operator, xs, segment_ids, state))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _chunk(operator: Operator, implementation: str, scale, chunk_size: int, xs, segment_ids, state):
+    fields, reset, state = _prepared(operator, xs, segment_ids, state)
+    if implementation == "xla":
+        return forms.chunk(operator.recurrence, scale, chunk_size, fields, reset, state)
+    kernel = dispatch.kernel(operator.recurrence, implementation)
+    return kernel(scale, chunk_size, fields, reset, state)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _bidirectional(operator: Operator, scale, xs, segment_ids, state):
+    return operator.bidirectional(scale, *_prepared(operator, xs, segment_ids, state))

@@ -1,0 +1,93 @@
+"""A recurrence is a record of pure functions of ONE head; the forms map them over batch, heads and chunks.
+
+What must be given is the mathematics of one token (`element`, `output`) and the monoid its summaries live in.
+The chunk form of a family is given by three more functions with derived defaults that are slow and obviously right:
+
+    factors        = prepare(x, keep)              what a chunk's tokens say without knowing the state (all chunks at once)
+    state', extra  = advance(factors, state)       carry the state over the chunk (in sequence)
+    o              = readout(factors, state, extra)   the chunk's outputs from its entry state (all chunks at once)
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .monoid import Monoid
+from .typing import Inputs, State, Summary
+
+
+def step(recurrence: "Recurrence", x: Inputs, keep: jax.Array | None, state: State) -> tuple[State, jax.Array]:
+    """One token of one head: the new state and the token's output. `keep` False starts from the zero state."""
+    if keep is not None:
+        zero = recurrence.init_state(x)
+        state = jax.tree.map(lambda s, z: jnp.where(keep, s, z), state, zero)
+    if recurrence.update is None:
+        new = recurrence.monoid.apply(recurrence.element(x), state)
+    else:
+        new = recurrence.update(x, state)
+    return new, recurrence.output(x, new, state)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recurrence:
+    """One head's recurrence.
+
+    Attributes:
+        name: identifies the record in messages and tables of kernels.
+        fields: what one token consists of: name -> its dimensions after `B T`, in the legend's letters: `"H K"`,
+            `"HV V"`, `"HV"` (a scalar per value head), `"D"` (no heads).
+        element: one token -> its summary.
+        output: (token, state after it, state before it) -> the token's output.
+        monoid: how summaries combine and act on states.
+        init_state: one token -> the zero state.
+        update: None, or (token, state) -> state, where applying the token's summary would build a dense transition.
+        output_field: the field whose dtype the outputs take.
+        prepare, advance, readout: the chunk form, see the module's docstring; None takes the derived default.
+            `keep` is None or a boolean `[C]`, False where a document starts.
+        mild: None, or (inputs of all heads and chunks) -> a boolean scalar: whether `prepare_mild`, a cheaper
+            `prepare` that is exact only there, may be used. Decided at run time for the whole call.
+    """
+
+    name: str
+    fields: Mapping[str, str]
+    element: Callable[[Inputs], Summary]
+    output: Callable[[Inputs, State, State], jax.Array]
+    monoid: Monoid
+    init_state: Callable[[Inputs], State]
+    update: Callable[[Inputs, State], State] | None = None
+    output_field: str = "v"
+    prepare: Callable[[Inputs, jax.Array | None], Any] | None = None
+    advance: Callable[[Any, State], tuple[State, Any]] | None = None
+    readout: Callable[[Any, State, Any], jax.Array] | None = None
+    mild: Callable[[Inputs], jax.Array] | None = None
+    prepare_mild: Callable[[Inputs, jax.Array | None], Any] | None = None
+
+    @property
+    def has_heads(self) -> bool:
+        return any("H" in spec.split() or "HV" in spec.split() for spec in self.fields.values())
+
+    def derived(self) -> "Recurrence":
+        """This recurrence with the chunk form derived from its tokens: the reference of a family's fast form."""
+        return dataclasses.replace(self, prepare=None, advance=None, readout=None, mild=None, prepare_mild=None)
+
+    def chunk_form(self, mild: bool = False) -> tuple[Callable, Callable, Callable]:
+        """`(prepare, advance, readout)`, derived where not given: the chunk is a scan, its outputs are the extra."""
+        if self.prepare is not None:
+            return (self.prepare_mild if mild else self.prepare), self.advance, self.readout
+
+        # keep travels as a float so that every factor is differentiable
+        def prepare(x: Inputs, keep: jax.Array | None):
+            return x, None if keep is None else keep.astype(jnp.float32)
+
+        def advance(factors, state: State):
+            def body(state, token):
+                x, keep = token
+                return step(self, x, None if keep is None else keep > 0.5, state)
+
+            return lax.scan(body, state, factors)
+
+        return prepare, advance, lambda factors, state, extra: extra

@@ -1,0 +1,28 @@
+"""Retention: S_t = gamma_h S_{t-1} + k_t v_t^T,  o_t = q_t S_t,  gamma_h = 1 - 2^(-5-h) for head h = 0..HV-1.
+
+Source: Sun et al. 2023 (RetNet), arXiv:2307.08621, eq. 5-7 and the decays of section 3.
+"""
+
+import jax.numpy as jnp
+
+from ..arguments import KEYS, QUERIES, VALUES
+from ..operator import Operator
+from ._scalar import SCALAR_DECAY
+
+
+def log_decays(heads: int) -> jnp.ndarray:
+    """`[heads]`: log(1 - 2^(-5-h))."""
+    return jnp.log1p(-(2.0 ** (-5.0 - jnp.arange(heads, dtype=jnp.float32))))
+
+
+def _lower(xs: dict) -> dict:
+    return {**xs, "g": jnp.broadcast_to(log_decays(xs["v"].shape[2]), xs["v"].shape[:3])}
+
+
+retention = Operator(
+    name="retention",
+    recurrence=SCALAR_DECAY,
+    arguments={"q": QUERIES, "k": KEYS, "v": VALUES},
+    about=__doc__,
+    lower=_lower,
+)

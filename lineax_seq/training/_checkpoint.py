@@ -1,0 +1,103 @@
+"""Checkpoints: parameters, optimizer state, step, random key and data iterator in one atomic directory per step.
+
+Orbax writes a step under a temporary name and renames it when every file is there, so a run killed at any moment
+leaves whole checkpoints only. Saving is asynchronous: the arrays are copied before `save` returns, the disk is
+written while training goes on.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from ._step import TrainState
+
+PyTree = Any
+
+
+class Checkpoints:
+    """The checkpoints that a run writes to `directory/<step>`: save and restore. A context manager.
+
+    `every` is in steps; the newest `keep` checkpoints stay on disk. One process tree writes at a time: opening removes
+    what a killed save left unfinished.
+
+    Raises:
+      ValueError: `every` or `keep` is below 1.
+    """
+
+    def __init__(self, directory: str | Path, *, every: int = 100, keep: int = 2):
+        if every < 1 or keep < 1:
+            raise ValueError(f"Checkpoints: every={every} and keep={keep} must both be at least 1")
+        self._checkpointer = ocp.training.Checkpointer(
+            Path(directory).resolve(),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(every),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for the save under way, if any, and release the threads."""
+        self._checkpointer.close()
+
+    @property
+    def latest(self) -> int | None:
+        """Newest step, None if there is none."""
+        newest = self._checkpointer.latest
+        return None if newest is None else newest.step
+
+    def due(self, step: int) -> bool:
+        """Whether `step` is one of the regular checkpoints."""
+        return self._checkpointer.should_save(step)
+
+    def save(self, step: int, state: TrainState, iterator: Any) -> None:
+        """Start saving `state` and the position of the Grain `iterator` as checkpoint `step`."""
+        rest = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+        items = {"params": state.params, "rest": rest, "data": iterator}
+        self._checkpointer.save_checkpointables_async(step, items, force=True)
+
+    def restore(self, like: TrainState, iterator: Any, step: int | None = None) -> TrainState:
+        """State of checkpoint `step` (None: the newest); `iterator` is moved to the position saved with it.
+
+        `like` gives tree, shapes, dtypes and shardings; its values are not read.
+        """
+        rest = {"step": like.step, "opt_state": like.opt_state, "rng": like.rng}
+        items = {"params": abstract(like.params), "rest": abstract(rest), "data": iterator}
+        found = self._checkpointer.load_checkpointables(step, items)
+        return TrainState(params=found["params"], **found["rest"])
+
+
+def load_params(directory: str | Path, like: PyTree, step: int | None = None) -> tuple[int, PyTree]:
+    """Step and parameters of checkpoint `step` (None: the newest) under `directory`; `like` as in `restore`.
+
+    Safe beside a run that is still writing there.
+
+    Raises:
+      ValueError: no such folder, no checkpoint in it, or no checkpoint of that step.
+    """
+    directory = Path(directory).resolve()
+    if not directory.is_dir():
+        raise ValueError(f"load_params: {directory} is not a folder; give the checkpoint folder of a run")
+    with ocp.training.Checkpointer(
+        directory,
+        save_decision_policy=ocp.training.save_decision_policies.SpecificStepsPolicy(()),
+        preservation_policy=ocp.training.preservation_policies.PreserveAll(),
+    ) as checkpointer:
+        steps = [found.step for found in checkpointer.checkpoints]
+        if not steps:
+            raise ValueError(f"load_params: {directory} holds no finished checkpoint yet; train longer, or save sooner")
+        if step is not None and step not in steps:
+            raise ValueError(f"load_params: {directory} has no checkpoint of step {step}; it has {steps}")
+        step = steps[-1] if step is None else step
+        return step, checkpointer.load_checkpointables(step, {"params": abstract(like)})["params"]
+
+
+def abstract(tree: PyTree) -> PyTree:
+    """Shapes, dtypes and shardings of a tree of arrays or of shape structs."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

@@ -1,0 +1,40 @@
+"""The environment of every test: simulated devices, full float32 precision, a compilation cache that persists.
+
+It goes through environment variables, so that the processes that tests start have it too.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+DEVICES = 8
+
+if "jax" in sys.modules:
+    raise pytest.UsageError("tests/conftest.py: jax was imported before it; run pytest without the plugin that does so")
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+flags = os.environ.get("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={DEVICES}".strip()
+# Tests that compare float32 must not measure what a matrix unit rounds off.
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+# Small programs are most of the compile time here: no program is too small or too quick to keep.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import jax  # noqa: E402  (reads the variables when it is imported)
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """float64 and int64 exist while the test runs: Python floats and `jnp.ones` become float64.
+
+    Only the test's own thread has them. Arrays made in it keep their dtype, and what is jitted in it is compiled anew.
+    Inside one test that needs both, use `with jax.enable_x64(True):` instead.
+    """
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,148 @@
+"""Tokenizers: round trips, special tokens, saving, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer as HuggingFaceTokenizer
+
+from lineax_seq.data import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer
+
+PROSE = ["The quick brown fox jumps over the lazy dog. " * 4, "Und der schnelle braune Fuchs: façade, naïve.\n" * 3]
+
+
+def random_texts(seed=0):
+    rng = np.random.default_rng(seed)
+    yield from (bytes(rng.integers(0, 256, 200, dtype=np.uint8)).decode("latin-1") for _ in range(5))
+    yield from (bytes(rng.integers(0, 256, 200, dtype=np.uint8)).decode("utf-8", "replace") for _ in range(5))
+    points = [i for i in rng.integers(0, 0x110000, 400).tolist() if not 0xD800 <= i < 0xE000]
+    yield "".join(map(chr, points))
+
+
+TEXTS = [
+    "",
+    " ",
+    "a",
+    "  two  spaces \t\r\n\n tabs\u2028 and\u00a0more \x00 ",
+    "naïve façade 東京 \U0001f468\u200d\U0001f469\u200d\U0001f467 e\u0301",
+    "<|bos|> written out <|pad|>, <|endoftext|>",
+    "don't we'll 12345 x=1;",
+    *random_texts(),
+]
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return BPETokenizer.train(PROSE, 300, progress=False)
+
+
+@pytest.fixture(params=["bytes", "bpe"])
+def tokenizer(request, bpe):
+    return ByteTokenizer() if request.param == "bytes" else bpe
+
+
+def test_decode_of_encode_is_the_text(tokenizer):
+    assert isinstance(tokenizer, Tokenizer)
+    for text, ids in zip(TEXTS, tokenizer.encode_batch(TEXTS), strict=True):
+        assert ids.dtype == np.int32 and ids.ndim == 1
+        np.testing.assert_array_equal(ids, tokenizer.encode(text))
+        assert not np.isin(ids, [tokenizer.bos_id, tokenizer.pad_id]).any()
+        assert ids.size == 0 or (ids.min() >= 0 and ids.max() < tokenizer.vocab_size)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.decode([tokenizer.bos_id, *ids.tolist(), tokenizer.pad_id]) == text
+
+
+def test_specials_are_two_ids_within_the_vocabulary(tokenizer):
+    assert len({tokenizer.bos_id, tokenizer.pad_id}) == 2
+    assert (
+        0 <= min(tokenizer.bos_id, tokenizer.pad_id) and max(tokenizer.bos_id, tokenizer.pad_id) < tokenizer.vocab_size
+    )
+
+
+def test_a_character_cut_in_two_decodes_to_the_replacement_character(tokenizer):
+    ids = tokenizer.encode("\u6771")  # three bytes, and no merge in either tokenizer
+    assert len(ids) == 3 and "\ufffd" in tokenizer.decode(ids[:2])
+
+
+def test_save_and_load(tokenizer, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(path)
+    again = load_tokenizer(path)
+    assert type(again) is type(tokenizer) and again.fingerprint == tokenizer.fingerprint
+    members = ("vocab_size", "bos_id", "pad_id")
+    assert [getattr(again, name) for name in members] == [getattr(tokenizer, name) for name in members]
+    for text in TEXTS:
+        np.testing.assert_array_equal(again.encode(text), tokenizer.encode(text))
+        assert again.decode(again.encode(text)) == text
+    assert [file.name for file in tmp_path.iterdir()] == ["tokenizer.json"]
+
+
+def test_training_is_deterministic_and_obeys_the_size(bpe):
+    again = BPETokenizer.train(PROSE, 300, progress=False)
+    assert again.fingerprint == bpe.fingerprint and bpe.vocab_size == 300
+    assert BPETokenizer.train(PROSE, 290, progress=False).fingerprint != bpe.fingerprint
+    assert len(bpe.encode(PROSE[0])) < len(PROSE[0]) / 2  # it did learn merges
+
+
+def test_long_texts_are_encoded_in_pieces_without_loss(bpe, monkeypatch):
+    text = "a line é\n" * 30 + "x" * 100 + "\n\n tail"
+    whole = bpe.encode(text)
+    monkeypatch.setattr("lineax_seq.data._tokenizers._PIECE", 40)
+    assert bpe.decode(bpe.encode(text)) == text
+    lines = text[: 30 * 9]
+    np.testing.assert_array_equal(bpe.encode(lines), whole[: len(bpe.encode(lines))])  # cut after line ends only
+    assert BPETokenizer.train(PROSE, 280, progress=False).vocab_size == 280
+
+
+def test_another_programs_file_is_loaded(bpe, tmp_path):
+    """As published: its own special tokens, a template that adds one, padding and truncation switched on."""
+    content = json.loads(bpe._to_json())
+    path = tmp_path / "tokenizer.json"
+    other = HuggingFaceTokenizer.from_str(json.dumps(content | {"added_tokens": []}))
+    other.add_special_tokens([AddedToken("<|endoftext|>", special=True)])
+    other.enable_truncation(4)
+    other.enable_padding(length=64)
+    other.save(str(path))
+    loaded = load_tokenizer(path)
+    assert loaded.bos_id == loaded.pad_id == other.token_to_id("<|endoftext|>") == loaded.vocab_size - 1
+    for text in TEXTS:
+        assert loaded.decode(loaded.encode(text)) == text
+
+    other.add_special_tokens([AddedToken("<|mine|>", special=True)])
+    other.save(str(path))
+    named = BPETokenizer.load(path, bos_token="<|mine|>")
+    assert named.bos_id == other.token_to_id("<|mine|>") and named.fingerprint != loaded.fingerprint
+    named.save(tmp_path / "named.json")
+    again = load_tokenizer(tmp_path / "named.json")
+    assert (again.bos_id, again.pad_id, again.fingerprint) == (named.bos_id, named.pad_id, named.fingerprint)
+
+
+def test_bad_input_is_refused_with_a_remedy(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="surrogate pair"):
+        tokenizer.encode("a\ud800")
+    with pytest.raises(ValueError, match=f"ids run from -1 to 5, wanted 0 to {tokenizer.vocab_size - 1}"):
+        tokenizer.decode([-1, 5])
+    with pytest.raises(ValueError, match="ids run from"):
+        tokenizer.decode(np.array([tokenizer.vocab_size]))
+    with pytest.raises(ValueError, match="dtype float"):
+        tokenizer.decode([0.5])
+
+
+def test_bad_sizes_and_files_are_refused(bpe, tmp_path):
+    with pytest.raises(ValueError, match="vocab_size=100, wanted at least 258"):
+        BPETokenizer.train(PROSE, 100)
+    with pytest.raises(ValueError, match=r"merges for 2\d\d ids only, .*give more text, or vocab_size=2\d\d"):
+        BPETokenizer.train(["ab ab ab"], 400, progress=False)
+    with pytest.raises(ValueError, match="no file"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+    for text, message in (("{", "not JSON"), ("[]", "holds a list"), ('{"a": 1}', "no tokenizer.json")):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_tokenizer(tmp_path / "bad.json")
+    bpe.save(tmp_path / "good.json")
+    with pytest.raises(ValueError, match=r"no bos_token '<s>'; its special tokens are \['<|bos|>', '<|pad|>'\]"):
+        BPETokenizer.load(tmp_path / "good.json", bos_token="<s>")
+    nameless = json.loads((tmp_path / "good.json").read_text()) | {"added_tokens": []}
+    (tmp_path / "nameless.json").write_text(json.dumps(nameless))
+    with pytest.raises(ValueError, match="no document separator.*bos_token="):
+        load_tokenizer(tmp_path / "nameless.json")

@@ -1,0 +1,149 @@
+"""The repository as someone meets it: modules import, versions fit, targets exist, nothing lies about."""
+
+import doctest
+import importlib
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+PACKAGES = ("lineax_seq", "pallas_kernels")
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*.py")
+)
+TOP_LEVEL = {
+    *("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile"),
+    *("lineax_seq", "pallas_kernels", "experiments", "tests", "notebooks"),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_imports_and_its_examples_hold(name):
+    module = importlib.import_module(name)
+    assert doctest.testmod(module).failed == 0
+    assert module.__doc__, f"{name}: a module says what it is for in its first line"
+
+
+REQUIREMENTS = [Requirement(line) for line in PROJECT["dependencies"]]
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda r: r.name)
+def test_installed_dependency_is_in_the_declared_range(requirement):
+    installed = importlib.metadata.version(requirement.name)
+    assert requirement.specifier.contains(installed, prereleases=True), f"{installed} is not {requirement}"
+    assert any(s.operator == ">=" for s in requirement.specifier), f"{requirement} says no lowest version"
+
+
+def test_python_is_in_the_declared_range():
+    assert SpecifierSet(PROJECT["requires-python"]).contains("{}.{}.{}".format(*sys.version_info))
+
+
+def test_version_is_the_declared_one():
+    assert importlib.import_module("lineax_seq").__version__ == PROJECT["version"]
+
+
+def git(*arguments: str) -> list[str]:
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a git clone")
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in (0, 1) and not done.stderr, done.stderr  # check-ignore: 1 when nothing is ignored
+    return done.stdout.splitlines()
+
+
+def test_top_level_holds_only_what_belongs_there():
+    files = git("ls-files", "--cached", "--others", "--exclude-standard")
+    names = {name.split("/")[0] for name in files if (ROOT / name).exists()}
+    assert {name for name in names if not name.startswith(".")} <= TOP_LEVEL
+
+
+def test_no_module_is_ignored_by_git():
+    """A pattern such as `data/` would keep a room out of commits and out of the wheel."""
+    paths = [f"{package}/{room}/x.py" for package in PACKAGES for room in ("data", "runs", "build", "hf", "tpu")]
+    paths += [str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    assert git("check-ignore", "--no-index", *paths) == []
+
+
+def test_license_is_the_declared_one():
+    assert PROJECT["license"] == "Apache-2.0"
+    text = (ROOT / "LICENSE").read_text("utf-8")
+    assert "Apache License" in text and "Version 2.0, January 2004" in text and "END OF TERMS AND CONDITIONS" in text
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"(?m)^([a-z-]+):.*## ", (ROOT / "Makefile").read_text("utf-8")))
+
+
+def test_make_has_the_targets():
+    wanted = {"help", "setup", "train", "test", "test-all", "lint", "bench", "notebooks", "clean"}
+    assert wanted <= make_targets()
+
+
+def test_documented_commands_exist():
+    text = "\n".join((ROOT / name).read_text("utf-8") for name in ("README.md", "Makefile", "CHANGELOG.md"))
+    targets = set(re.findall(r"(?:^\s*|`)(?:\$ )?make ([a-z-]+)\b", text, re.MULTILINE))
+    assert targets <= make_targets()
+    experiments = set(re.findall(r"-m experiments\.(\w+)", text))
+    assert {name for name in experiments if not (ROOT / "experiments" / f"{name}.py").is_file()} == set()
+    linked = set(re.findall(r"\]\((?!https?://|#|mailto:)([^)#\s]+)", text))
+    assert {link for link in linked if not (ROOT / link).exists()} == set()
+
+
+def find_python(*arguments: str, path: str, pyenv: Path) -> subprocess.CompletedProcess:
+    environment = {"PATH": path, "PYENV_ROOT": str(pyenv)}
+    command = [shutil.which("sh"), str(ROOT / ".ci" / "find-python"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def script(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_a_python_that_does_not_start_is_passed_over(tmp_path):
+    script(tmp_path / "shims" / "python3.14", "echo 'command not found' >&2; exit 127")
+    script(tmp_path / "shims" / "python3", "echo usable 14 cpython 3.14.0 /nowhere; exit 127")
+    script(tmp_path / "pyenv" / "versions" / "a version" / "bin" / "python3", f"exec '{sys.executable}' \"$@\"")
+    done = find_python(path=str(tmp_path / "shims"), pyenv=tmp_path / "pyenv")
+    assert done.returncode == 0, done.stderr
+    assert os.path.samefile(done.stdout.strip(), sys.executable)
+    assert f"passed over {tmp_path}/shims/python3.14: does not start" in done.stderr
+
+    none = find_python(path=str(tmp_path / "shims"), pyenv=tmp_path / "empty")
+    assert none.returncode == 1 and none.stdout == ""
+    assert "No usable Python" in none.stderr and "make PYTHON=" in none.stderr
+
+
+def test_a_named_python_is_taken_or_refused(tmp_path):
+    done = find_python(sys.executable, path="", pyenv=tmp_path)
+    assert (done.returncode, done.stdout) == (0, sys.executable + "\n")
+    script(tmp_path / "python3.12", "exit 127")
+    for name, why in ((str(tmp_path / "python3.12"), "does not start"), ("python0.1", "no such command")):
+        done = find_python(name, path=os.environ["PATH"], pyenv=tmp_path)
+        assert done.returncode == 1 and done.stdout == "" and why in done.stderr
+
+
+def test_tests_have_eight_devices():
+    assert jax.device_count() == 8
+
+
+def test_x64_is_on_with_the_fixture(x64):
+    assert jnp.ones(1).dtype == jax.jit(lambda: jnp.float64(1) / 3)().dtype == jnp.float64
+
+
+def test_x64_is_off_without_it():
+    assert jnp.ones(1).dtype == jnp.float32

@@ -1,0 +1,85 @@
+"""One update: accumulation, metrics, donation, one compilation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from training import stand_in
+
+from lineax_seq.training import init_state, make_train_step, split_batch, state_leaf_names
+
+
+def batch():
+    return next(stand_in.iterator())
+
+
+def new_state():
+    return init_state(stand_in.init_params(), stand_in.TRANSFORM, seed=0)
+
+
+def test_accumulated_microbatches_equal_the_big_batch():
+    """Rows differ in their number of weighted tokens, so a mean of microbatch means would be another number."""
+    one = make_train_step(stand_in.loss, stand_in.TRANSFORM)
+    four = make_train_step(stand_in.loss, stand_in.TRANSFORM, microbatches=4)
+    weights = batch()["loss_weights"].sum(1)
+    assert len(set(weights.tolist())) > 1
+    a, metrics_a = one(new_state(), batch(), np.float32(0.1))
+    b, metrics_b = four(new_state(), batch(), np.float32(0.1))
+    assert metrics_a["tokens"] == metrics_b["tokens"] == weights.sum()
+    for name in ("loss", "grad_norm", "update_norm", "param_norm"):
+        np.testing.assert_allclose(metrics_a[name], metrics_b[name], rtol=1e-5, err_msg=name)
+    for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
+        np.testing.assert_allclose(x, y, atol=2e-5)
+
+
+def test_metrics_by_hand():
+    state = new_state()
+    before = jax.tree.map(np.asarray, state.params)
+    nll, weight = stand_in.loss(before, batch(), None)
+    grads = jax.grad(lambda p: stand_in.loss(p, batch(), None)[0] / weight)(before)
+    state, metrics = stand_in.STEP(state, batch(), np.float32(0.1))
+    norm = lambda tree: np.sqrt(sum(float((np.asarray(x, np.float64) ** 2).sum()) for x in jax.tree.leaves(tree)))  # noqa: E731
+    expected = {
+        "loss": nll / weight,
+        "grad_norm": norm(grads),
+        "param_norm": norm(state.params),
+        "update_norm": norm(jax.tree.map(lambda a, b: a - b, state.params, before)),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+    assert int(state.step) == 1 and not metrics["nonfinite"].any()
+
+
+def test_one_compilation_and_the_old_state_is_donated():
+    step = make_train_step(stand_in.loss, stand_in.TRANSFORM)
+    first = new_state()
+    second, _ = step(first, batch(), np.float32(0.1))
+    step(second, batch(), np.float32(0.2))
+    assert step._cache_size() == 1
+    assert first.params["lm_head"]["kernel"].is_deleted()
+
+
+@pytest.mark.parametrize("where", ["parameter", "gradient"])
+def test_first_bad_leaf_is_flagged(where):
+    state = new_state()
+    names = state_leaf_names(state.params)
+    if where == "parameter":
+        kernel = state.params["layers"]["kernel"].at[1, 2, 3].set(jnp.inf)
+        state.params["layers"]["kernel"] = kernel
+        step, wanted = stand_in.STEP, "parameter layers.kernel"
+    else:
+
+        def loss(params, batch, rng):  # finite value, infinite slope at 0
+            nll, weight = stand_in.loss(params, batch, rng)
+            return nll + jnp.sqrt(jnp.abs(params["lm_head"]["kernel"][0, 0]) * 0), weight
+
+        step, wanted = make_train_step(loss, stand_in.TRANSFORM), "gradient of lm_head.kernel"
+    _, metrics = step(state, batch(), np.float32(0.1))
+    assert names[int(metrics["nonfinite"].argmax())] == wanted
+
+
+def test_rows_must_divide_into_microbatches():
+    with pytest.raises(ValueError, match="4 rows.*3 microbatches"):
+        split_batch(batch(), 3)
+    with pytest.raises(ValueError, match="at least 1"):
+        make_train_step(stand_in.loss, stand_in.TRANSFORM, microbatches=0)
