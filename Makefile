@@ -65,13 +65,15 @@ clean: ## Remove the environment, caches and builds (runs are kept)
 	find lineax_seq pallas_kernels experiments tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(stamp): pyproject.toml $(if $(anew)$(again),FORCE)
-	@rm -f $@
+	@for extra in $(subst $(comma), ,$(wanted_extras)); do grep -q "^$$extra = \[" pyproject.toml || { \
+	    echo "make: EXTRAS=$(wanted_extras): pyproject.toml has no extra $$extra" >&2; exit 1; }; done
 ifeq ($(anew),yes)
 	@if [ -e $(VENV) ] && [ ! -e $(VENV)/pyvenv.cfg ]; then \
 	    echo "make: $(VENV) is there and is no Python environment: remove it, or name another with VENV=" >&2; exit 1; fi
 	@python=$$(sh .ci/find-python "$(wanted_python)") && echo "Making the environment $(VENV)" && \
-	    "$$python" -m venv --clear $(VENV)
+	    rm -f $@ && "$$python" -m venv --clear $(VENV)
 endif
+	@rm -f $@
 	@echo "Installing lineax_seq and what it needs into $(VENV) (some minutes and about 1.5 GB the first time)"
 	@$(python) -m pip install -qq --disable-pip-version-check --editable ".[dev$(addprefix $(comma),$(wanted_extras))]"
 	@echo "python=$(wanted_python) extras=$(wanted_extras)" >$@

@@ -62,6 +62,7 @@ class Operator:
         lower: arguments -> the record's fields, for recurrences that are another one in disguise.
         scaled: whether the queries (field q) take a scale.
         bidirectional: None, or (fields, reset, state, scale) -> (final state, o), for `causal=False`.
+        zero_is_identity: whether a token whose arguments are all zero leaves the state alone.
         default_chunk_size: C where the caller does not say.
     """
 
@@ -72,6 +73,7 @@ class Operator:
     lower: Callable[[dict], dict] | None = None
     scaled: bool = True
     bidirectional: Callable | None = None
+    zero_is_identity: bool = True
     default_chunk_size: int = 64
 
     def __post_init__(self):

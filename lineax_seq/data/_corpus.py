@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def prepare_corpus(
             "prepare_corpus: heldout_source= holds out its own documents, every= and heldout_from_year= pick some of "
             "the source; give one or the other"
         )
-    made, tokenizer_name = _resolve_tokenizer(tokenizer, vocab_size)
+    make_tokenizer, tokenizer_name = _tokenizer_maker(tokenizer, vocab_size, progress)
     recipe = {
         "source": source_fingerprint(source, text_key=text_key),
         "heldout_source": None if heldout_source is None else source_fingerprint(heldout_source, text_key=text_key),
@@ -83,9 +83,7 @@ def prepare_corpus(
             yield from ((False, document) for document in documents)
             yield from ((True, document) for document in read_documents(heldout_source, text_key=text_key))
 
-    if made is None:
-        training = (document.text for heldout, document in labelled() if not heldout)
-        made = BPETokenizer.train(training, vocab_size, progress=progress)
+    made = make_tokenizer(document.text for heldout, document in labelled() if not heldout)
     try:
         with new_directory(directory) as temporary:
             write_labelled(labelled(), made, [temporary / "train", temporary / "heldout"], progress=progress)
@@ -100,14 +98,14 @@ def prepare_corpus(
     return _open(directory, recipe)
 
 
-def _resolve_tokenizer(
-    tokenizer: str | os.PathLike[str] | Tokenizer, vocab_size: int | None
-) -> tuple[Tokenizer | None, str]:
-    """The tokenizer, None where it is yet to be trained, and what stands for it in the recipe."""
+def _tokenizer_maker(
+    tokenizer: str | os.PathLike[str] | Tokenizer, vocab_size: int | None, progress: bool
+) -> tuple[Callable[[Iterable[str]], Tokenizer], str]:
+    """A function from the training texts to the tokenizer, and what stands for it in the recipe."""
     if tokenizer == "bpe":
         if vocab_size is None:
             raise ValueError("prepare_corpus: tokenizer='bpe' needs vocab_size=, for example 4096")
-        return None, f"bpe {vocab_size}"
+        return lambda texts: BPETokenizer.train(texts, vocab_size, progress=progress), f"bpe {vocab_size}"
     if vocab_size is not None:
         raise ValueError(
             f"prepare_corpus: vocab_size={vocab_size} is for tokenizer='bpe' only, got {tokenizer!r}; leave it out"
@@ -126,7 +124,8 @@ def _resolve_tokenizer(
             f"prepare_corpus: got tokenizer={tokenizer!r}, wanted 'bytes', 'bpe', the path of a tokenizer.json, or an "
             "object with the members of lineax_seq.data.Tokenizer"
         )
-    return tokenizer, tokenizer.fingerprint
+    made = tokenizer
+    return lambda texts: made, made.fingerprint
 
 
 def _differences(directory: Path, recipe: dict[str, Any]) -> list[str]:

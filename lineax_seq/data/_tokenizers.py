@@ -11,6 +11,8 @@ import numpy as np
 import tqdm
 from tokenizers import Tokenizer as HuggingFaceTokenizer, decoders, models, pre_tokenizers, trainers
 
+from ._common import check_integer
+
 _BYTES = {"tokenizer": "bytes"}  # the whole of a saved ByteTokenizer
 _WRAPPED = "huggingface"  # the key of a tokenizer.json inside a file that also names its special tokens
 
@@ -87,9 +89,16 @@ class BPETokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._bos_token, self._pad_token = bos_token, pad_token
-        self.bos_id: int = huggingface.token_to_id(bos_token)
-        self.pad_id: int = huggingface.token_to_id(pad_token)
+        self.bos_id, self.pad_id = self._special_id("bos_token", bos_token), self._special_id("pad_token", pad_token)
         self.vocab_size: int = 1 + max(huggingface.get_vocab(with_added_tokens=True).values())
+
+    def _special_id(self, option: str, token: str) -> int:
+        special_id = self._tokenizer.token_to_id(token)
+        if special_id is None:
+            raise ValueError(
+                f"BPETokenizer: there is no {option} {token!r}; the special tokens are {_specials(self._tokenizer)}"
+            )
+        return special_id
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, *, progress: bool = True) -> "BPETokenizer":
@@ -98,10 +107,7 @@ class BPETokenizer:
         Raises:
           ValueError: `vocab_size` below 258, or more than the texts have merges for.
         """
-        if vocab_size < 258:
-            raise ValueError(
-                f"BPETokenizer.train: got vocab_size={vocab_size}, wanted at least 258 (256 bytes and 2 special tokens)"
-            )
+        check_integer("BPETokenizer.train", "vocab_size", vocab_size, 258)  # 256 bytes and 2 special tokens
         tokenizer = HuggingFaceTokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
@@ -141,12 +147,7 @@ class BPETokenizer:
         if not isinstance(content.get("model"), dict):
             raise ValueError(f"load_tokenizer: {str(path)!r} is JSON but no tokenizer.json: it has no 'model'")
         tokenizer = HuggingFaceTokenizer.from_str(json.dumps(content))
-        special = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
-        for option, token in (("bos_token", bos_token), ("pad_token", pad_token)):
-            if token is not None and tokenizer.token_to_id(token) is None:
-                raise ValueError(
-                    f"load_tokenizer: {str(path)!r} has no {option} {token!r}; its special tokens are {special}"
-                )
+        special = _specials(tokenizer)
         bos_token = bos_token or _first(_BOS_TOKENS, special)
         if bos_token is None:
             raise ValueError(
@@ -164,14 +165,21 @@ class BPETokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         pieces = [list(_pieces(_checked_text(text))) for text in texts]
-        flat = [piece for parts in pieces for piece in parts]
-        encoded = iter(self._tokenizer.encode_batch_fast(flat, add_special_tokens=False))
+        encoded = self._encode_pieces([piece for parts in pieces for piece in parts])
         none = np.zeros(0, np.int32)
-        return [np.concatenate([none, *(np.array(next(encoded).ids, np.int32) for _ in parts)]) for parts in pieces]
+        return [np.concatenate([none, *(next(encoded) for _ in parts)]) for parts in pieces]
+
+    def _encode_pieces(self, pieces: list[str], group: int = 64) -> Iterator[np.ndarray]:
+        # An Encoding takes a hundred bytes a token: keep those of one group at a time.
+        for start in range(0, len(pieces), group):
+            for encoding in self._tokenizer.encode_batch_fast(pieces[start : start + group], add_special_tokens=False):
+                yield np.array(encoding.ids, np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text without special tokens; bytes that are not UTF-8 (a character cut in two) become U+FFFD."""
-        return self._tokenizer.decode(_checked_ids(ids, self.vocab_size).tolist(), skip_special_tokens=True)
+        ids = _checked_ids(ids, self.vocab_size)
+        ids = ids[(ids != self.bos_id) & (ids != self.pad_id)]  # a loaded file need not mark these two as special
+        return self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a `tokenizer.json` that other software reads too, unless its special tokens have unusual names."""
@@ -179,7 +187,7 @@ class BPETokenizer:
 
     def _to_json(self) -> str:
         content = self._tokenizer.to_str()
-        special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+        special = _specials(self._tokenizer)
         bos_token = _first(_BOS_TOKENS, special)
         if (bos_token, _first(_PAD_TOKENS, special) or bos_token) == (self._bos_token, self._pad_token):
             return content  # `load` finds the same two by itself
@@ -218,6 +226,10 @@ def _write_text(path: str | os.PathLike[str], text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _specials(tokenizer: HuggingFaceTokenizer) -> list[str]:
+    return [token.content for token in tokenizer.get_added_tokens_decoder().values()]
 
 
 def _first(wanted: Iterable[str], there: Sequence[str]) -> str | None:

@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ class TokenWriter:
 
 
 @contextlib.contextmanager
-def new_directory(directory: Path) -> Iterator[Path]:
+def new_directory(directory: Path) -> Generator[Path, None, None]:
     """A temporary folder beside `directory`, renamed to it when the block ends, removed if the block raises."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:12]}.partial")

@@ -40,22 +40,14 @@ def _pairs(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0] // 2, 2, *x.shape[1:])
 
 
-def cumulate(g: jax.Array) -> Sums:
-    """The sums over the whole chunk `g [C, ...]` (C a power of two): `forward` and `backward` are `[C, ...]`."""
-    sums = leaves(g)
-    while sums.forward.shape[0] > 1:
-        sums = double(sums)
-    return Sums(sums.forward[0], sums.backward[0])
-
-
-def pair_sums(g: jax.Array) -> jax.Array:
-    """`[C] -> [C, C]`: the sum of g over j+1..i below the diagonal, 0 on it; meaningless (0) above."""
+def pair_sums(g: jax.Array) -> tuple[jax.Array, Sums]:
+    """`[C] -> [C, C]`: the sum of g over j+1..i below the diagonal, 0 on it, meaningless (0) above and the sums over the chunk."""
     sums, matrix = leaves(g), jnp.zeros((g.shape[0], 1, 1), g.dtype)
     while matrix.shape[0] > 1:
         later, earlier = _pairs(sums.forward)[:, 1], _pairs(sums.backward)[:, 0]
         matrix = assemble(matrix, later[:, :, None] + earlier[:, None, :])
         sums = double(sums)
-    return matrix[0]
+    return matrix[0], Sums(sums.forward[0], sums.backward[0])
 
 
 def assemble(diagonal: jax.Array, lower: jax.Array) -> jax.Array:

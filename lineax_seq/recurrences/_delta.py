@@ -66,7 +66,8 @@ def _prepare_undecayed(x: Inputs, keep: jax.Array | None) -> Factors:
 
 
 def _prepare_scalar(x: Inputs, keep: jax.Array | None) -> Factors:
-    sums, decays = _decay.cumulate(x["g"]), jnp.exp(_decay.pair_sums(x["g"]))
+    pairs, sums = _decay.pair_sums(x["g"])
+    decays = jnp.exp(pairs)
     strict = (x["beta"][:, None] * x["k"]) @ x["k"].T * decays
     since_entry, until_exit = jnp.exp(sums.forward)[:, None], jnp.exp(sums.backward)[:, None]
     return _factors(x, x["q"] @ x["k"].T * decays, strict, since_entry, until_exit, _decay.documents(keep))

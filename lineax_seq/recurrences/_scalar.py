@@ -37,8 +37,8 @@ def init_state(x: Inputs) -> jax.Array:
 
 
 def prepare(x: Inputs, keep: jax.Array | None) -> Factors:
-    sums, docs = _decay.cumulate(x["g"]), _decay.documents(keep)
-    scores = _decay.causal(x["q"] @ x["k"].T * jnp.exp(_decay.pair_sums(x["g"])), docs)
+    (pairs, sums), docs = _decay.pair_sums(x["g"]), _decay.documents(keep)
+    scores = _decay.causal(x["q"] @ x["k"].T * jnp.exp(pairs), docs)
     return factors(x, scores, jnp.exp(sums.forward)[:, None], jnp.exp(sums.backward)[:, None], docs)
 
 

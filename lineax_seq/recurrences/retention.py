@@ -3,24 +3,28 @@
 Source: Sun et al. 2023 (RetNet), arXiv:2307.08621, eq. 5-7 and the decays of section 3.
 """
 
+import jax
 import jax.numpy as jnp
 
+from .. import forms
 from ..arguments import KEYS, QUERIES, VALUES
 from ..operator import Operator
 from ._scalar import SCALAR_DECAY
 
 
-def log_decays(heads: int) -> jnp.ndarray:
+def log_decays(heads: int, dtype=jnp.float32) -> jax.Array:
     """`[heads]`: log(1 - 2^(-5-h))."""
-    return jnp.log1p(-(2.0 ** (-5.0 - jnp.arange(heads, dtype=jnp.float32))))
+    return jnp.log1p(-(2.0 ** (-5.0 - jnp.arange(heads, dtype=dtype))))
 
 
 def _lower(xs: dict) -> dict:
-    return {**xs, "g": jnp.broadcast_to(log_decays(xs["v"].shape[2]), xs["v"].shape[:3])}
+    g = log_decays(xs["v"].shape[2], forms.compute_dtype(xs))
+    return {**xs, "g": jnp.broadcast_to(g, xs["v"].shape[:3])}
 
 
 retention = Operator(
     name="retention",
+    zero_is_identity=False,  # the built-in decay goes on
     recurrence=SCALAR_DECAY,
     arguments={"q": QUERIES, "k": KEYS, "v": VALUES},
     about=__doc__,

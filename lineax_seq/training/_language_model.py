@@ -1,0 +1,298 @@
+"""The main job: a decoder trained on text, from files to a run directory with checkpoints, plot and samples.
+
+job = LanguageModelRun(config)      # what can be refused is refused here, before anything is computed
+result = job.train()                # None if a signal ended it: everything is saved, the same again continues
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from flax import nnx
+
+from ..data import (
+    Corpus,
+    PackedSource,
+    Tokenizer,
+    Tokens,
+    WindowSource,
+    compression_bits_per_byte,
+    eval_batches,
+    load_tokenizer,
+    prepare_corpus,
+    read_documents,
+    split_documents,
+    train_iterator,
+)
+from ..models import Decoder, generate
+from ._checkpoint import Checkpoints, load_params
+from ._config import MAY_DIFFER, DataConfig, LanguageModelConfig
+from ._evaluate import Evaluator, spread
+from ._loop import Profile, seconds_per_step, train
+from ._metrics import RunLog
+from ._optimizer import learning_rate_schedule, make_optimizer
+from ._report import plot_loss
+from ._run_directory import load_run, open_run, write_atomically
+from ._step import LossFunction, init_state, make_train_step
+
+PROMPT_TOKENS = 32
+VOCABULARY_PADDING = 256  # a vocabulary may be larger than the tokenizer's by less than this, to be a round number
+REPORT_SECONDS = 30.0  # kept free of max_seconds: samples and their compilation, compressors, plot
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run measured; also in its results.json. Seconds are of the last process that worked on it."""
+
+    steps: int
+    parameters: int
+    bits_per_byte: float
+    compressors: dict[str, float]
+    tokens_per_second: float
+    seconds: float
+
+
+class LanguageModelRun:
+    """A run in its directory, ready to train from the start or from its newest checkpoint.
+
+    `begin` is the `time.monotonic()` from which `max_seconds` counts; None: now.
+
+    Raises:
+      ValueError: a configuration that does not fit the text, the model or the run directory. Then no run is left.
+    """
+
+    def __init__(self, config: LanguageModelConfig, *, begin: float | None = None):
+        self._begin = time.monotonic() if begin is None else begin
+        self.config, self.stopped_by = config, None
+        corpus = open_corpus(config)
+        self._rows = rows(corpus.train, config.data)
+        self._heldout_rows = rows(corpus.heldout, config.data)
+        self._corpus, self.tokenizer = corpus, corpus.tokenizer
+        graphdef, params = nnx.split(nnx.eval_shape(lambda: Decoder(config.model, rngs=nnx.Rngs(0))))
+        self.parameters = sum(x.size for x in jax.tree.leaves(params))
+
+        directory = config.run_dir or default_run_directory(config)
+        self.run = open_run(directory, config, seed=config.training.seed, resume=config.resume, may_differ=MAY_DIFFER)
+        self._check_same_text(corpus)
+        self.tokenizer.save(self.run.path / "tokenizer.json")
+        loss = decoder_loss(graphdef, segments=config.data.rows != "windows", chunk_size=config.training.loss_chunk)
+        self._optimizer = make_optimizer(config.optimizer)
+        self._step = make_train_step(loss, self._optimizer, microbatches=config.training.microbatches)
+        self._evaluate = Evaluator(loss, bytes_per_target=corpus.heldout.num_bytes / self._heldout_rows.num_targets)
+        batch = min(config.training.batch_size // config.training.microbatches, config.training.eval_rows)
+        self._heldout = eval_batches(self._heldout_rows, batch)
+        self._some_heldout = spread(self._heldout, math.ceil(config.training.eval_rows / batch))
+
+    def train(self) -> Result | None:
+        """Train to the last step and report; None if a signal (`stopped_by`) ended it, with everything saved.
+
+        Raises:
+          NonFiniteError: see `train`; the last good checkpoint stays.
+          ValueError: `max_seconds` is too short for one step, or `profile_steps` is outside the run's steps.
+        """
+        training, seed = self.config.training, self.run.resolved["seed"]
+        _, params = nnx.split(Decoder(self.config.model, rngs=nnx.Rngs(seed)))
+        state = init_state(nnx.to_pure_dict(params), self._optimizer, seed)
+        batches = train_iterator(self._rows, batch_size=training.batch_size, seed=seed)
+        if "steps" not in self.run.resolved:
+            self.run.resolve(steps=self._resolve_steps(state))
+        steps = self.run.resolved["steps"]
+        with Checkpoints(
+            self.run.checkpoints, every=training.checkpoint_every, keep=training.keep_checkpoints
+        ) as checkpoints:
+            if checkpoints.latest is not None:
+                state = checkpoints.restore(state, batches)
+            start = int(state.step)
+            if start == steps and (found := self.run.path / "results.json").exists():
+                return Result(**json.loads(found.read_text(encoding="utf-8")))
+            profile = None
+            if training.profile_steps is not None:
+                profile = Profile.parse(training.profile_steps, self.run.path / "profile", start=start, steps=steps)
+            with RunLog(self.run.path, steps=steps, start=start, log_every=training.log_every) as log:
+                log.note(self._introduction(start, steps))
+                state, self.stopped_by = train(
+                    state,
+                    self._step,
+                    batches,
+                    learning_rates=learning_rate_schedule(self.config.optimizer, steps),
+                    log=log,
+                    checkpoints=checkpoints,
+                    evaluate=lambda params: self._evaluate(params, self._some_heldout),
+                    eval_every=training.eval_every,
+                    profile=profile,
+                )
+                if self.stopped_by is not None:
+                    return None
+                return self._report(state.params, steps, log)
+
+    def _check_same_text(self, corpus: Corpus) -> None:
+        text = {name: corpus.recipe[name] for name in ("source", "heldout_source")}
+        if self.run.resolved.setdefault("text", text) != text:
+            raise ValueError(
+                f"{self.run.path}: the text under {self.config.data.path!r} has changed since this run began; bring "
+                "it back to continue, or choose another run directory"
+            )
+        self.run.resolve()
+
+    def _report(self, params, steps: int, log: RunLog) -> Result:
+        """Evaluate on all held-out text, compress it, draw samples, plot, and write results.json last."""
+        log.note(f"evaluating on all {self._corpus.heldout.num_bytes:,} bytes of held-out text")
+        found = self._evaluate(params, self._heldout)
+        log.record(steps, found)
+        compressors = compression_bits_per_byte(heldout_texts(self.config.data))
+        plot_loss(self.run.path, compressors)
+        graphdef, _ = nnx.split(nnx.eval_shape(lambda: Decoder(self.config.model, rngs=nnx.Rngs(0))))
+        samples = self._samples(nnx.merge(graphdef, params))
+        if samples:
+            write_atomically(self.run.path / "samples.txt", samples)
+            log.note(samples)
+        result = Result(
+            steps=steps,
+            parameters=self.parameters,
+            bits_per_byte=found["eval_bits_per_byte"],
+            compressors=compressors,
+            tokens_per_second=log.tokens_per_second,
+            seconds=time.monotonic() - self._begin,
+        )
+        write_atomically(self.run.path / "results.json", json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+        return result
+
+    def _samples(self, model: Decoder) -> str:
+        """Continuations of the beginnings of held-out documents, spread over them."""
+        tokens, wanted = self._corpus.heldout, self.config.training.samples
+        documents = spread(range(tokens.num_documents), wanted) if wanted else []
+        prompts = [tokens.ids[tokens.offsets[d] : tokens.offsets[d + 1]][:PROMPT_TOKENS].tolist() for d in documents]
+        if not prompts:
+            return ""
+        continuations = generate(
+            model,
+            prompts,
+            max_new_tokens=self.config.training.sample_tokens,
+            temperature=0.8,
+            top_p=0.95,
+            stop_tokens=[self.tokenizer.bos_id],
+            seed=self.run.resolved["seed"],
+        )
+        decode = self.tokenizer.decode
+        return "\n".join(
+            f"--- held-out text {number}, then the model\n{decode(prompt)} >>>{decode(continuation)}\n"
+            for number, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True), 1)
+        )
+
+    def _resolve_steps(self, state) -> int:
+        """The steps asked for, or as many as `max_seconds` leaves time for."""
+        training = self.config.training
+        if training.max_seconds is None:
+            return training.steps
+        step = seconds_per_step(self._step, state, eval_batches(self._rows, training.batch_size)[0])
+        self._evaluate(state.params, self._some_heldout[:1])
+        compiled = time.monotonic()
+        self._evaluate(state.params, self._some_heldout[:1])
+        evaluation = time.monotonic() - compiled
+        evaluations = len(self._some_heldout) / training.eval_every if training.eval_every else 0.0
+        spent = time.monotonic() - self._begin + REPORT_SECONDS
+        left = training.max_seconds - spent - evaluation * len(self._heldout)
+        steps = min(training.steps, int(left / (step + evaluation * evaluations)))
+        if steps < 1:
+            raise ValueError(
+                f"max_seconds: {training.max_seconds:g} seconds are too few: a step takes {step:.1f}, and "
+                f"{training.max_seconds - left:.0f} go to preparation, evaluation and report; give more"
+            )
+        return steps
+
+    def _introduction(self, start: int, steps: int) -> str:
+        config, train_tokens = self.config, self._corpus.train.num_tokens
+        per_step = config.training.batch_size * config.data.context
+        return (
+            f"{self.run.path}: {self.parameters:,} parameters, pattern {config.model.pattern} of "
+            f"{config.model.linear_layer} (L) and softmax attention (N); {train_tokens:,} training tokens, "
+            f"{per_step:,} a step, {steps * per_step / train_tokens:.2f} epochs; "
+            + (f"continuing after step {start} of {steps}" if start else f"{steps} steps")
+        )
+
+
+def open_corpus(config: LanguageModelConfig) -> Corpus:
+    """The tokenised text of `config`, made once under `data.cache_dir`.
+
+    Raises:
+      ValueError: text or tokenizer that cannot be read, or a vocabulary that does not fit the model's.
+    """
+    data, vocab_size = config.data, config.model.vocab_size
+    trained = data.tokenizer == "bpe"
+    recipe = [data.path, data.heldout, data.heldout_from_year, data.text_key, data.tokenizer, trained and vocab_size]
+    name = re.sub(r"\W+", "-", Path(data.path).stem) or "text"
+    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
+    corpus = prepare_corpus(
+        data.path,
+        Path(data.cache_dir) / f"{name}-{key}",
+        tokenizer=data.tokenizer,
+        vocab_size=vocab_size if trained else None,
+        heldout_source=data.heldout,
+        heldout_from_year=data.heldout_from_year,
+        text_key=data.text_key,
+        overwrite=True,  # the text changed under the same name
+    )
+    known = corpus.tokenizer.vocab_size
+    if not known <= vocab_size < known + VOCABULARY_PADDING:
+        raise ValueError(
+            f"model.vocab_size is {vocab_size}, but the tokenizer {data.tokenizer!r} has {known} ids; "
+            f"set --model.vocab-size {known}, or up to {VOCABULARY_PADDING - 1} more"
+        )
+    return corpus
+
+
+def rows(tokens: Tokens, data: DataConfig) -> WindowSource | PackedSource:
+    """Rows of `data.context` tokens, cut as `data.rows` says."""
+    if data.rows == "packed":
+        return PackedSource(tokens, data.context)
+    return WindowSource(tokens, data.context, segment_documents=data.rows == "documents")
+
+
+def heldout_texts(data: DataConfig) -> list[str]:
+    """The held-out documents as text, for the compressors."""
+    if data.heldout is not None:
+        return [document.text for document in read_documents(data.heldout, text_key=data.text_key)]
+    documents = read_documents(data.path, text_key=data.text_key)
+    return [document.text for document in split_documents(documents, heldout_from_year=data.heldout_from_year).heldout]
+
+
+def default_run_directory(config: LanguageModelConfig) -> Path:
+    """runs/DATA-PATTERN-LAYER: runs to be compared get folders of their own."""
+    pattern = config.model.pattern if isinstance(config.model.pattern, str) else "-".join(config.model.pattern)
+    layer = f"-{config.model.linear_layer}" if set(config.model.layers) != {"softmax_attention"} else ""
+    return Path("runs") / re.sub(r"[^\w.-]+", "-", f"{Path(config.data.path).stem}-{pattern}{layer}")
+
+
+def decoder_loss(graphdef: nnx.GraphDef, *, segments: bool, chunk_size: int | None) -> LossFunction:
+    """The loss function of a `Decoder`, split into `graphdef` and pure-dict parameters.
+
+    `segments=False` leaves out segment ids and positions: each row is then one text.
+    """
+
+    def loss(params, batch, rng):
+        model = nnx.merge(graphdef, params)
+        given = {name: batch[name] for name in ("segment_ids", "positions")} if segments else {}
+        return model.loss(batch["inputs"], batch["targets"], batch["loss_weights"], chunk_size=chunk_size, **given)
+
+    return loss
+
+
+def load_language_model(run_dir: str | Path, step: int | None = None) -> tuple[Decoder, Tokenizer, int]:
+    """Model, tokenizer and step of a run's checkpoint `step` (None: the newest), on the first device.
+
+    Raises:
+      ValueError: no such run, or no such checkpoint in it.
+    """
+    run = load_run(run_dir, LanguageModelConfig)
+    graphdef, like = nnx.split(nnx.eval_shape(lambda: Decoder(run.config.model, rngs=nnx.Rngs(0))))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = nnx.to_pure_dict(like)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
+    step, params = load_params(run.checkpoints, like, step)
+    return nnx.merge(graphdef, params), load_tokenizer(run.path / "tokenizer.json"), step
