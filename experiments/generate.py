@@ -81,7 +81,7 @@ def main(args: Sequence[str] | None = None) -> int:
         take(None, last=True)
         print()
     except ValueError as error:
-        print(f"generate: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -46,12 +46,12 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         job = LanguageModelRun(config, begin=begin)
     except ValueError as error:
-        print(f"train_lm: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     try:
         result = job.train()
     except NonFiniteError as error:
-        print(f"train_lm: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     if result is None:
         print(

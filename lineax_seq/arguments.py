@@ -31,10 +31,16 @@ def rate(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 class Argument(NamedTuple):
-    """dims: the legend's letters, e.g. `"B T H K"`; without `T` it is a parameter, the same for every token."""
+    """An argument's shape and domain.
+
+    dims: the legend's letters, e.g. `"B T H K"`; without `T` it is a parameter, the same for every token.
+    draw: (key, shape) -> float32 example values.
+    optional: whether it may be left out (None).
+    """
 
     dims: str
     draw: Callable[[jax.Array, tuple[int, ...]], jax.Array] = normal
+    optional: bool = False
 
     @property
     def letters(self) -> list[str]:

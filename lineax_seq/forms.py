@@ -24,32 +24,43 @@ def compute_dtype(xs: Inputs) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if any(x.dtype == jnp.float64 for x in xs.values()) else jnp.float32)
 
 
+def length(recurrence: Recurrence, xs: Inputs) -> int:
+    """T of the record's fields."""
+    return xs[next(iter(recurrence.fields))].shape[1]
+
+
 def _groups(recurrence: Recurrence, xs: Inputs) -> int:
     """n = HV / H, with the heads of every field on axis 2."""
-    heads = {spec.split()[0]: xs[name].shape[2] for name, spec in recurrence.fields.items()}
+    heads = {recurrence.head_letter(name): xs[name].shape[2] for name in recurrence.fields if xs[name].ndim > 2}
     return heads["HV"] // heads["H"] if {"H", "HV"} <= heads.keys() else 1
 
 
 def over_heads(recurrence: Recurrence, n: int, fn: Callable, kinds: str) -> Callable:
     """Map a one-head `fn` over `[B]`, `[B, H]` or `[B, H, n]`; the letters of `kinds` name its arguments.
 
-    x: a dictionary of fields; r: per token of the batch, shared by heads (resets); s: states, factors, outputs.
+    x: a dictionary of fields and parameters; r: per token of the batch, shared by heads (resets); s: states, factors,
+    outputs.
     """
 
-    def axes(fields, shared, own):
-        return tuple({"x": fields, "r": shared, "s": own}[kind] for kind in kinds)
+    def axes(fields, shared):
+        return tuple({"x": fields, "r": shared, "s": 0}[kind] for kind in kinds)
 
     if recurrence.has_heads:
+        owners = {name: recurrence.head_letter(name) for name in (*recurrence.fields, *recurrence.parameters)}
         if n > 1:
-            per_value = {name: 0 if spec.split()[0] == "HV" else None for name, spec in recurrence.fields.items()}
-            fn = jax.vmap(fn, axes(per_value, None, 0))
-        fn = jax.vmap(fn, axes(0, None, 0))
-    return jax.vmap(fn)
+            fn = jax.vmap(fn, axes({name: 0 if owner == "HV" else None for name, owner in owners.items()}, None))
+        fn = jax.vmap(fn, axes({name: 0 if owner else None for name, owner in owners.items()}, None))
+    return jax.vmap(fn, axes(_token_axes(recurrence), 0))
+
+
+def _token_axes(recurrence: Recurrence) -> dict[str, int | None]:
+    """The leading axis of fields, none for parameters: for mapping over the batch or the chunks."""
+    return {**dict.fromkeys(recurrence.fields, 0), **dict.fromkeys(recurrence.parameters)}
 
 
 def _split_groups(recurrence: Recurrence, n: int, name: str, x: jax.Array, axis: int) -> jax.Array:
     """HV heads on `axis` -> `[H, n]`, for the fields that value heads own."""
-    if n == 1 or recurrence.fields[name].split()[0] != "HV":
+    if n == 1 or recurrence.head_letter(name) != "HV":
         return x
     return x.reshape(*x.shape[:axis], x.shape[axis] // n, n, *x.shape[axis + 1 :])
 
@@ -67,10 +78,14 @@ def _merge_heads(recurrence: Recurrence, n: int, tree, axis: int):
     return jax.tree.map(lambda s: s.reshape(*s.shape[:axis], s.shape[axis] * n, *s.shape[axis + 2 :]), tree)
 
 
-def _tokens_first(recurrence: Recurrence, n: int, xs: Inputs, scale: float | None = None) -> Inputs:
-    """`[B, T, heads, ...]` -> `[T, B, H, (n,) ...]` in the dtype of computation, queries scaled."""
-    xs = _computed(xs, scale)
-    return {name: _split_groups(recurrence, n, name, jnp.moveaxis(x, 1, 0), 2) for name, x in xs.items()}
+def _tokens_first(recurrence: Recurrence, n: int, xs: Inputs) -> tuple[Inputs, Inputs]:
+    """Fields `[B, T, heads, ...]` -> `[T, B, H, (n,) ...]`, and the parameters."""
+    tokens = {name: _split_groups(recurrence, n, name, jnp.moveaxis(xs[name], 1, 0), 2) for name in recurrence.fields}
+    return tokens, _parameters(recurrence, n, xs)
+
+
+def _parameters(recurrence: Recurrence, n: int, xs: Inputs) -> Inputs:
+    return {name: _split_groups(recurrence, n, name, xs[name], 0) for name in recurrence.parameters}
 
 
 def _computed(xs: Inputs, scale: float | None) -> Inputs:
@@ -83,7 +98,8 @@ def _computed(xs: Inputs, scale: float | None) -> Inputs:
 def zero_state(recurrence: Recurrence, xs: Inputs) -> State:
     """The zero state `[B, HV, ...]` for these inputs, in the dtype of computation."""
     n = _groups(recurrence, xs)
-    first = {name: x[0] for name, x in _tokens_first(recurrence, n, xs).items()}
+    tokens, parameters = _tokens_first(recurrence, n, _computed(xs, None))
+    first = {name: x[0] for name, x in tokens.items()} | parameters
     return _merge_heads(recurrence, n, over_heads(recurrence, n, recurrence.init_state, "x")(first), 1)
 
 
@@ -92,11 +108,11 @@ def scan(
 ) -> tuple[State, jax.Array]:
     """Token by token: the reference of every other form."""
     n, out_dtype = _groups(recurrence, xs), xs[recurrence.output_field].dtype
-    tokens = _tokens_first(recurrence, n, xs, scale)
+    tokens, parameters = _tokens_first(recurrence, n, _computed(xs, scale))
     keep = None if reset is None else jnp.moveaxis(~reset, 1, 0)
 
     def body(state, token):
-        x, keep_t = token
+        x, keep_t = token[0] | parameters, token[1]
         if keep_t is None:
             return over_heads(recurrence, n, lambda x, s: _step(recurrence, x, None, s), "xs")(x, state)
         return over_heads(recurrence, n, functools.partial(_step, recurrence), "xrs")(x, keep_t, state)
@@ -115,27 +131,25 @@ def step(recurrence: Recurrence, scale: float | None, x: Inputs, state: State) -
 def _chunks_first(recurrence: Recurrence, n: int, chunk_size: int, xs: Inputs) -> Inputs:
     """`[B, T, heads, ...]` -> `[N, B, H, (n,) C, ...]`, padded at the end by zeros, which are identity tokens."""
     chunked = {}
-    for name, x in xs.items():
-        x = _pad_time(x, chunk_size)
+    for name in recurrence.fields:
+        x = _pad_time(xs[name], chunk_size)
         x = x.reshape(x.shape[0], -1, chunk_size, *x.shape[2:])  # [B, N, C, heads, ...]
         x = _split_groups(recurrence, n, name, jnp.moveaxis(x, 0, 1), 3)  # [N, B, C, H, (n,) ...]
-        heads = _head_axes(recurrence, n, name)
-        chunked[name] = jnp.moveaxis(x, 2, 2 + heads)
-    return chunked
+        chunked[name] = jnp.moveaxis(x, 2, 2 + _head_axes(recurrence, n, name))
+    return chunked | _parameters(recurrence, n, xs)
 
 
 def _head_axes(recurrence: Recurrence, n: int, name: str) -> int:
-    kind = recurrence.fields[name].split()[0]
-    return {"H": 1, "HV": 2 if n > 1 else 1}.get(kind, 0)
+    return {"H": 1, "HV": 2 if n > 1 else 1, None: 0}[recurrence.head_letter(name)]
 
 
-def _tokens_back(recurrence: Recurrence, n: int, heads: int, length: int, x: jax.Array) -> jax.Array:
+def _tokens_back(recurrence: Recurrence, n: int, heads: int, tokens: int, x: jax.Array) -> jax.Array:
     """The inverse of `_chunks_first` for an array with `heads` head axes."""
     x = jnp.moveaxis(x, 2 + heads, 2)  # [N, B, C, H, (n,) ...]
     if heads == 2:
         x = x.reshape(*x.shape[:3], x.shape[3] * n, *x.shape[5:])
     x = jnp.moveaxis(x, 1, 0)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :tokens]
 
 
 def _pad_time(x: jax.Array, multiple: int) -> jax.Array:
@@ -160,9 +174,10 @@ class _Mapped:
         self.advance_all = jax.vmap(self.advance)
         self.readout_all = jax.vmap(over_heads(recurrence, n, readout, "sss"))
         if keep is None:
-            self.prepare_all = jax.vmap(over_heads(recurrence, n, lambda x: prepare(x, None), "x"))
+            mapped = over_heads(recurrence, n, lambda x: prepare(x, None), "x")
+            self.prepare_all = jax.vmap(mapped, (_token_axes(recurrence),))
         else:
-            mapped = jax.vmap(over_heads(recurrence, n, prepare, "xr"))
+            mapped = jax.vmap(over_heads(recurrence, n, prepare, "xr"), (_token_axes(recurrence), 0))
             self.prepare_all = lambda x: mapped(x, keep)
 
 
@@ -216,39 +231,36 @@ def chunk(
 
 
 def _chunk_forward(recurrence, scale, chunk_size, xs, reset, state):
-    n, out_dtype, length = _groups(recurrence, xs), xs[recurrence.output_field].dtype, _length(xs)
+    n, out_dtype = _groups(recurrence, xs), xs[recurrence.output_field].dtype
     x = _chunks_first(recurrence, n, chunk_size, _computed(xs, scale))
     keep = _keep_chunks(reset, chunk_size)
     state = _group_state(recurrence, n, state)
     final, o, entries = _by_gates(recurrence, x, lambda mild: _forward(recurrence, n, mild, x, keep, state))
     heads = _head_axes(recurrence, n, recurrence.output_field)
-    o = _tokens_back(recurrence, n, heads, length, o).astype(out_dtype)
+    o = _tokens_back(recurrence, n, heads, length(recurrence, xs), o).astype(out_dtype)
     return (_merge_heads(recurrence, n, final, 1), o), (xs, reset, entries)
 
 
 def _chunk_backward(recurrence, scale, chunk_size, residuals, cotangents):
     xs, reset, entries = residuals
     d_state, d_o = cotangents
-    n, length = _groups(recurrence, xs), _length(xs)
+    n = _groups(recurrence, xs)
     x = _chunks_first(recurrence, n, chunk_size, _computed(xs, scale))
     keep = _keep_chunks(reset, chunk_size)
-    d_o = d_o.astype(compute_dtype(xs))
-    d_o = _chunks_first(recurrence, n, chunk_size, {recurrence.output_field: d_o})[recurrence.output_field]
+    field = recurrence.output_field
+    d_o = _chunks_first(recurrence, n, chunk_size, {**xs, field: d_o.astype(compute_dtype(xs))})[field]
     d_state = _group_state(recurrence, n, d_state)
-    d_x, d_state = _by_gates(
-        recurrence, x, lambda mild: _backward(recurrence, n, mild, x, keep, entries, d_state, d_o)
-    )
+    d_x, d_state = _by_gates(recurrence, x, lambda mild: _backward(recurrence, n, mild, x, keep, entries, d_state, d_o))
     if scale is not None:
         d_x = {**d_x, "q": d_x["q"] * scale}
     d_xs = {
-        name: _tokens_back(recurrence, n, _head_axes(recurrence, n, name), length, d).astype(xs[name].dtype)
+        name: d.reshape(xs[name].shape)
+        if name in recurrence.parameters
+        else _tokens_back(recurrence, n, _head_axes(recurrence, n, name), length(recurrence, xs), d)
         for name, d in d_x.items()
     }
+    d_xs = {name: d.astype(xs[name].dtype) for name, d in d_xs.items()}
     return d_xs, None, _merge_heads(recurrence, n, d_state, 1)
 
 
 chunk.defvjp(_chunk_forward, _chunk_backward)
-
-
-def _length(xs: Inputs) -> int:
-    return next(iter(xs.values())).shape[1]

@@ -42,9 +42,7 @@ class Segmented(NamedTuple):
 
 
 def _decay_combine(earlier: Affine, later: Affine) -> Affine:
-    return Affine(
-        earlier.transition + later.transition, jnp.exp(later.transition) * earlier.offset + later.offset
-    )
+    return Affine(earlier.transition + later.transition, jnp.exp(later.transition) * earlier.offset + later.offset)
 
 
 def _decay_apply(summary: Affine, state: jax.Array) -> jax.Array:
@@ -59,7 +57,9 @@ def _dense_apply(summary: Affine, state: jax.Array) -> jax.Array:
     return summary.transition @ state + summary.offset
 
 
-DECAY = Monoid(_decay_combine, _decay_apply, lambda state: Affine(jnp.zeros_like(state[..., :1]), jnp.zeros_like(state)))
+DECAY = Monoid(
+    _decay_combine, _decay_apply, lambda state: Affine(jnp.zeros_like(state[..., :1]), jnp.zeros_like(state))
+)
 """Elementwise transitions, kept as log-decays that broadcast against the state: `[1, 1]`, `[K, 1]` or `[D]`."""
 
 DENSE = Monoid(

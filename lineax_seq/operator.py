@@ -60,6 +60,8 @@ class Operator:
         arguments: public name -> dimensions and domain, in calling order.
         about: the docstring's first part: the equations and their source.
         lower: arguments -> the record's fields, for recurrences that are another one in disguise.
+        finish: (outputs in the dtype of computation or of v, arguments) -> outputs, for what a disguise adds after
+            the recurrence.
         scaled: whether the queries (field q) take a scale.
         bidirectional: None, or (fields, reset, state, scale) -> (final state, o), for `causal=False`.
         zero_is_identity: whether a token whose arguments are all zero leaves the state alone.
@@ -71,6 +73,7 @@ class Operator:
     arguments: Mapping[str, Argument]
     about: str = ""
     lower: Callable[[dict], dict] | None = None
+    finish: Callable[[jax.Array, dict], jax.Array] | None = None
     scaled: bool = True
     bidirectional: Callable | None = None
     zero_is_identity: bool = True
@@ -78,7 +81,14 @@ class Operator:
 
     def __post_init__(self):
         options = {**_OPTIONS, **({"causal": True} if self.bidirectional else {})}
-        parameters = [inspect.Parameter(a, inspect.Parameter.POSITIONAL_OR_KEYWORD) for a in self.arguments]
+        parameters = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=None if argument.optional else inspect.Parameter.empty,
+            )
+            for name, argument in self.arguments.items()
+        ]
         parameters += [inspect.Parameter(o, inspect.Parameter.KEYWORD_ONLY, default=d) for o, d in options.items()]
         doc = self.about + _COMMON_DOC.format(
             name=self.name,
@@ -114,23 +124,23 @@ class Operator:
                 raise ValueError(f"{self.name}: causal=False: this recurrence has no bidirectional form.")
             if options["form"] == "scan":
                 raise ValueError(f"{self.name}: causal=False has no token scan; leave form out.")
-            final, o = _bidirectional(self, scale, xs, segment_ids, state)
+            o, final = _bidirectional(self, scale, xs, segment_ids, state)
         elif options["form"] == "scan":
-            final, o = _scan(self, scale, xs, segment_ids, state)
+            o, final = _scan(self, scale, xs, segment_ids, state)
         else:
             run = lambda name: _chunk(self, name, scale, chunk_size, xs, segment_ids, state)  # noqa: E731
-            final, o = dispatch.first_accepting(self.name, names, run)
+            o, final = dispatch.first_accepting(self.name, names, run)
         return o, final
 
     def step(self, *args, state: State | None = None, **kwargs) -> tuple[jax.Array, State]:
-        """One token: arguments without their T axis, `state` as a call returns it (None: zeros). Returns (o_t, state)."""
+        """One token: arguments without their T axis, `state` as a call returns it (None: zeros). Gives (o_t, state)."""
         caller = f"{self.name}.step"
         values, options = self._bind(args, kwargs, {"scale": None}, caller)
         xs, dims = self._checked(caller, values, {name: arg.token() for name, arg in self.arguments.items()})
         scale = self._scale(caller, options["scale"], dims)
         tokens = {name: x[:, None] if self.arguments[name].per_token else x for name, x in xs.items()}
         self._check_state(caller, "state", state, tokens)
-        final, o = _scan(self, scale, tokens, None, state)
+        o, final = _scan(self, scale, tokens, None, state)
         return o[:, 0], final
 
     def example(self, key: jax.Array, *, dtype=jnp.float32, **sizes: int) -> dict[str, jax.Array]:
@@ -157,7 +167,8 @@ class Operator:
             else:
                 known = [*names, *options]
                 raise ValueError(f"{caller}: unknown argument {key!r}{dispatch.nearest(key, known)}; it takes {known}.")
-        missing = [name for name in names if values.get(name) is None]
+        values = {name: values[name] for name in names if values.get(name) is not None}
+        missing = [name for name in names if name not in values and not self.arguments[name].optional]
         if missing:
             raise ValueError(f"{caller}: missing {', '.join(missing)}; it takes {', '.join(names)}.")
         return values, options
@@ -171,7 +182,8 @@ class Operator:
         xs = {name: jnp.asarray(value) for name, value in values.items()}
         sizes: dict[str, tuple[int, str]] = {}
         problems = []
-        for name, argument in arguments.items():
+        for name in xs:
+            argument = arguments[name]
             letters, shape = argument.letters, xs[name].shape
             wanted = f"[{', '.join(letters)}]"
             if not jnp.issubdtype(xs[name].dtype, jnp.floating):
@@ -211,7 +223,9 @@ class Operator:
         leaves, structure = jax.tree.flatten(state)
         wanted_leaves, wanted_structure = jax.tree.flatten(wanted)
         if structure != wanted_structure:
-            raise ValueError(f"{caller}: {name} is {structure}, wants {wanted_structure}; pass a state a call returned.")
+            raise ValueError(
+                f"{caller}: {name} is {structure}, wants {wanted_structure}; pass a state a call returned."
+            )
         for got, want in zip(leaves, wanted_leaves, strict=True):
             shape, dtype = jnp.shape(got), jnp.result_type(got)
             if shape != want.shape or dtype not in (jnp.float32, jnp.float64):
@@ -258,23 +272,35 @@ def _prepared(operator: Operator, xs: dict, segment_ids, state):
         state = forms.zero_state(operator.recurrence, fields)
     else:
         state = jax.tree.map(lambda s: jnp.asarray(s, forms.compute_dtype(fields)), state)
-    return fields, _resets(segment_ids), state
+    reset = _resets(segment_ids)
+    if reset is not None:
+        length = forms.length(operator.recurrence, fields)
+        if length != reset.shape[1]:  # micro-steps: a document starts at the first of its token's
+            steps = length // reset.shape[1]
+            reset = jnp.pad(reset[:, :, None], ((0, 0), (0, 0), (0, steps - 1))).reshape(reset.shape[0], length)
+    return fields, reset, state
+
+
+def _finished(operator: Operator, xs: dict, result) -> tuple[jax.Array, State]:
+    final, o = result
+    return (o if operator.finish is None else operator.finish(o, xs)), final
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _scan(operator: Operator, scale, xs, segment_ids, state):
-    return forms.scan(operator.recurrence, scale, *_prepared(operator, xs, segment_ids, state))
+    return _finished(operator, xs, forms.scan(operator.recurrence, scale, *_prepared(operator, xs, segment_ids, state)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _chunk(operator: Operator, implementation: str, scale, chunk_size: int, xs, segment_ids, state):
     fields, reset, state = _prepared(operator, xs, segment_ids, state)
     if implementation == "xla":
-        return forms.chunk(operator.recurrence, scale, chunk_size, fields, reset, state)
-    kernel = dispatch.kernel(operator.recurrence, implementation)
-    return kernel(scale, chunk_size, fields, reset, state)
+        run = functools.partial(forms.chunk, operator.recurrence)
+    else:
+        run = dispatch.kernel(operator.recurrence, implementation)
+    return _finished(operator, xs, run(scale, chunk_size, fields, reset, state))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _bidirectional(operator: Operator, scale, xs, segment_ids, state):
-    return operator.bidirectional(scale, *_prepared(operator, xs, segment_ids, state))
+    return _finished(operator, xs, operator.bidirectional(scale, *_prepared(operator, xs, segment_ids, state)))

@@ -3,9 +3,9 @@
 What must be given is the mathematics of one token (`element`, `output`) and the monoid its summaries live in.
 The chunk form of a family is given by three more functions with derived defaults that are slow and obviously right:
 
-    factors        = prepare(x, keep)              what a chunk's tokens say without knowing the state (all chunks at once)
-    state', extra  = advance(factors, state)       carry the state over the chunk (in sequence)
-    o              = readout(factors, state, extra)   the chunk's outputs from its entry state (all chunks at once)
+    factors       = prepare(x, keep)                what a chunk's tokens say without the state (all chunks at once)
+    state', extra = advance(factors, state)         carry the state over the chunk (in sequence)
+    o             = readout(factors, state, extra)  the chunk's outputs from its entry state (all chunks at once)
 """
 
 import dataclasses
@@ -40,6 +40,7 @@ class Recurrence:
         name: identifies the record in messages and tables of kernels.
         fields: what one token consists of: name -> its dimensions after `B T`, in the legend's letters: `"H K"`,
             `"HV V"`, `"HV"` (a scalar per value head), `"D"` (no heads).
+        parameters: what all tokens share, in the same notation without `B T`; part of every `x`.
         element: one token -> its summary.
         output: (token, state after it, state before it) -> the token's output.
         monoid: how summaries combine and act on states.
@@ -59,6 +60,7 @@ class Recurrence:
     monoid: Monoid
     init_state: Callable[[Inputs], State]
     update: Callable[[Inputs, State], State] | None = None
+    parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
     output_field: str = "v"
     prepare: Callable[[Inputs, jax.Array | None], Any] | None = None
     advance: Callable[[Any, State], tuple[State, Any]] | None = None
@@ -68,7 +70,12 @@ class Recurrence:
 
     @property
     def has_heads(self) -> bool:
-        return any("H" in spec.split() or "HV" in spec.split() for spec in self.fields.values())
+        return any(self.head_letter(name) for name in self.fields)
+
+    def head_letter(self, name: str) -> str | None:
+        """ "H", "HV" or None: which heads own the field or parameter."""
+        letter = (self.fields.get(name) or self.parameters[name]).split()[0]
+        return letter if letter in ("H", "HV") else None
 
     def derived(self) -> "Recurrence":
         """This recurrence with the chunk form derived from its tokens: the reference of a family's fast form."""

@@ -13,6 +13,7 @@ from jax import lax
 
 from ._attention_core import causal_attention
 from ._check import check_lengths, check_positive, check_tokens
+from ._dense import dense
 from ._init import NORMAL
 from ._norm import RMSNorm
 from ._rotary import rotary, segment_positions
@@ -107,11 +108,11 @@ class SoftmaxAttention(nnx.Module):
             raise ValueError(f"{name}: head_dim={head_dim} is odd, rotary positions want it even; or rope_theta=None.")
         if implementation not in (None, "xla", "cudnn"):
             raise ValueError(f"{name}: implementation is {implementation!r}, wants None, 'xla' or 'cudnn'.")
-        dense = functools.partial(nnx.Linear, use_bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.q_proj = dense(d_model, num_heads * head_dim, kernel_init=kernel_init)
-        self.k_proj = dense(d_model, num_kv_heads * head_dim, kernel_init=kernel_init)
-        self.v_proj = dense(d_model, num_kv_heads * head_dim, kernel_init=kernel_init)
-        self.o_proj = dense(num_heads * head_dim, d_model, kernel_init=out_init or kernel_init)
+        project = functools.partial(dense, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.q_proj = project(d_model, num_heads * head_dim, kernel_init=kernel_init)
+        self.k_proj = project(d_model, num_kv_heads * head_dim, kernel_init=kernel_init)
+        self.v_proj = project(d_model, num_kv_heads * head_dim, kernel_init=kernel_init)
+        self.o_proj = project(num_heads * head_dim, d_model, kernel_init=out_init or kernel_init)
         norm = functools.partial(RMSNorm, head_dim, eps=norm_eps, param_dtype=param_dtype)
         self.q_norm, self.k_norm = (norm(), norm()) if qk_norm else (nnx.data(None), nnx.data(None))
         self.d_model, self.num_heads, self.num_kv_heads, self.head_dim = d_model, num_heads, num_kv_heads, head_dim

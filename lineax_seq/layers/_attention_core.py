@@ -1,8 +1,8 @@
 """Causal softmax attention over whole sequences, in blocks of queries that skip the keys they cannot see.
 
-`jax.nn.dot_product_attention` computes all T² scores and masks half of them. Here a block of queries meets only the keys
-up to its own end, and with a window only those of its own and the previous block. Each block is rematerialised, so that
-the backward pass does not hold the probabilities of all blocks (and, in a stack, of all layers).
+`jax.nn.dot_product_attention` computes all T² scores and masks half of them. Here a block of queries meets only the
+keys up to its own end, and with a window only those of its own and the previous block. Each block is rematerialised, so
+that the backward pass does not hold the probabilities of all blocks (and, in a stack, of all layers).
 """
 
 import functools

@@ -16,8 +16,8 @@ def _reaches(segment_ids: jax.Array, lag: int) -> jax.Array:
     """bool [B, T]: the token `lag` places back lies in the same run of equal ids."""
     inside = jnp.pad(segment_ids[:, 1:] == segment_ids[:, :-1], ((0, 0), (1, 0)))  # no border just before t
     reach = inside
-    for l in range(1, lag):
-        reach = reach & jnp.pad(inside[:, :-l], ((0, 0), (l, 0)))
+    for back in range(1, lag):
+        reach = reach & jnp.pad(inside[:, :-back], ((0, 0), (back, 0)))
     return reach
 
 

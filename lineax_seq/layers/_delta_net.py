@@ -1,11 +1,11 @@
 """The DeltaNet and Gated DeltaNet layers.
 
-    q, k, v = silu(conv(x W_q)), silu(conv(x W_k)), silu(conv(x W_v));   q, k <- q/|q|, k/|k|    (width 4, float32 norms)
+    q, k, v = silu(conv(x W_q)), silu(conv(x W_k)), silu(conv(x W_v))      (width 4);   q, k <- q/|q|, k/|k|   (float32)
     beta = sigmoid(x W_b), doubled with `allow_neg_eigval`
     g = -exp(A_log) softplus(x W_a + dt_bias)                       (Gated DeltaNet only)
     y = RMSNorm(o) W_o   (DeltaNet),     y = (RMSNorm(o) ⊙ silu(x W_g)) W_o   (Gated DeltaNet)        per head
 
-Source: Yang et al. 2024, arXiv:2406.06484, section 3.3 (DeltaNet) and arXiv:2412.06464, section 3.4 (gated);
+Source: Yang et al. 2024, arXiv:2406.06484 (DeltaNet) and arXiv:2412.06464 (gated), their sections on the architecture;
 negative eigenvalues: Grazzi et al. 2024, arXiv:2411.12537.
 """
 
@@ -18,6 +18,7 @@ from flax import nnx
 from ..recurrences import delta_rule, gated_delta_rule
 from ._check import check_positive
 from ._conv import ShortConv
+from ._dense import dense
 from ._gla import head_width
 from ._init import NORMAL, inverse_softplus_step, log_decay_rate
 from ._linear import LinearLayer
@@ -45,13 +46,13 @@ class _DeltaLayer(LinearLayer):
         **run,
     ):
         super().__init__(d_model, dtype=dtype, **run)
-        dense = functools.partial(nnx.Linear, use_bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        project = functools.partial(dense, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         conv = functools.partial(ShortConv, width=conv_width, param_dtype=param_dtype, rngs=rngs)
-        self.q_proj = dense(d_model, H * K, kernel_init=kernel_init)
-        self.k_proj = dense(d_model, H * K, kernel_init=kernel_init)
-        self.v_proj = dense(d_model, HV * V, kernel_init=kernel_init)
-        self.b_proj = dense(d_model, HV, kernel_init=kernel_init)
-        self.o_proj = dense(HV * V, d_model, kernel_init=out_init or kernel_init)
+        self.q_proj = project(d_model, H * K, kernel_init=kernel_init)
+        self.k_proj = project(d_model, H * K, kernel_init=kernel_init)
+        self.v_proj = project(d_model, HV * V, kernel_init=kernel_init)
+        self.b_proj = project(d_model, HV, kernel_init=kernel_init)
+        self.o_proj = project(HV * V, d_model, kernel_init=out_init or kernel_init)
         self.q_conv, self.k_conv, self.v_conv = conv(H * K), conv(H * K), conv(HV * V)
         self.allow_neg_eigval = allow_neg_eigval
         self.num_heads, self.num_v_heads, self.key_dim, self.value_dim = H, HV, K, V
@@ -194,11 +195,9 @@ class GatedDeltaNet(_DeltaLayer):
         init = dict(kernel_init=kernel_init, out_init=out_init, rngs=rngs)
         heads = (num_heads, HV)
         super().__init__(d_model, K, V, *heads, allow_neg_eigval=allow_neg_eigval, conv_width=conv_width, **run, **init)
-        dense = functools.partial(
-            nnx.Linear, use_bias=False, dtype=dtype, param_dtype=param_dtype, kernel_init=kernel_init, rngs=rngs
-        )
-        self.a_proj = dense(d_model, HV)
-        self.gate_proj = dense(d_model, HV * V)
+        project = functools.partial(dense, dtype=dtype, param_dtype=param_dtype, kernel_init=kernel_init, rngs=rngs)
+        self.a_proj = project(d_model, HV)
+        self.gate_proj = project(d_model, HV * V)
         self.A_log = nnx.Param(log_decay_rate(rngs.params(), (HV,)))
         self.dt_bias = nnx.Param(inverse_softplus_step(rngs.params(), (HV,)))
         self.o_norm = GatedRMSNorm(V, eps=norm_eps, dtype=dtype, param_dtype=param_dtype)

@@ -3,7 +3,7 @@
     q, k = x W_q, x W_k     v = x W_v     g = logsigmoid(x W_1 W_2 + b) / 16     o = GLA(q, k, v, g)
     y = (RMSNorm(o) ⊙ silu(x W_g)) W_o        per head; W_1 has 16 columns
 
-Source: Yang et al. 2023, arXiv:2312.06635, section 4.4 and eq. 8 to 10.
+Source: Yang et al. 2023, arXiv:2312.06635, the section on the GLA Transformer.
 """
 
 import functools
@@ -15,6 +15,7 @@ from flax import nnx
 from ..recurrences import gla
 from ._check import check_positive
 from ._conv import ShortConv
+from ._dense import dense
 from ._init import NORMAL
 from ._linear import LinearLayer
 from ._norm import GatedRMSNorm
@@ -66,16 +67,16 @@ class GatedLinearAttention(LinearLayer):
         check_positive(name, **sizes, gate_rank=gate_rank, conv_width=conv_width)
         K = head_dim or head_width(name, "expand_k", expand_k, d_model, num_heads)
         V = head_width(name, "expand_v", expand_v, d_model, num_heads)
-        dense = functools.partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, kernel_init=kernel_init, rngs=rngs)
-        self.q_proj = dense(d_model, num_heads * K, use_bias=False)
-        self.k_proj = dense(d_model, num_heads * K, use_bias=False)
-        self.v_proj = dense(d_model, num_heads * V, use_bias=False)
-        self.decay_down_proj = dense(d_model, gate_rank, use_bias=False)
-        self.decay_up_proj = dense(gate_rank, num_heads * K, use_bias=True)
-        self.gate_proj = dense(d_model, num_heads * V, use_bias=False)
+        project = functools.partial(dense, dtype=dtype, param_dtype=param_dtype, kernel_init=kernel_init, rngs=rngs)
+        self.q_proj = project(d_model, num_heads * K)
+        self.k_proj = project(d_model, num_heads * K)
+        self.v_proj = project(d_model, num_heads * V)
+        self.decay_down_proj = project(d_model, gate_rank)
+        self.decay_up_proj = project(gate_rank, num_heads * K, use_bias=True)
+        self.gate_proj = project(d_model, num_heads * V)
         self.o_norm = GatedRMSNorm(V, eps=norm_eps, dtype=dtype, param_dtype=param_dtype)
-        out = functools.partial(dense, kernel_init=out_init or kernel_init)
-        self.o_proj = out(num_heads * V, d_model, use_bias=False)
+        out = functools.partial(project, kernel_init=out_init or kernel_init)
+        self.o_proj = out(num_heads * V, d_model)
         conv = functools.partial(ShortConv, width=conv_width, param_dtype=param_dtype, rngs=rngs)
         widths = (K, K, V) if conv_width else ()
         self.convs = nnx.List([conv(num_heads * width) for width in widths])

@@ -65,7 +65,7 @@ class LinearLayer(nnx.Module):
         return self.output(o, x)
 
     def init_cache(self, batch: int, max_length: int, dtype=None) -> RecurrentCache:
-        """An empty cache; its size does not depend on `max_length`. `dtype` is the convolutions' (None: the layer's)."""
+        """An empty cache, of the same size for any `max_length`; `dtype` is the convolutions' (None: the layer's)."""
         check_positive(f"{type(self).__name__}.init_cache", batch=batch, max_length=max_length)
         conv = tuple(c.init_history(batch, dtype or self.dtype) for c in self.convolutions())
         return RecurrentCache(conv, jnp.zeros(self.state_shape(batch), jnp.float32))

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ._check import check_positive
+from ._dense import dense
 from ._init import NORMAL
 
 
 class SwiGLU(nnx.Module):
-    """The gated MLP `[..., D] -> [..., D]` with `d_ff` hidden channels (None: 8/3·D, rounded up to a multiple of 64)."""
+    """The gated MLP, `[..., D] -> [..., D]`, with `d_ff` hidden channels; None is 8/3·D up to a multiple of 64."""
 
     def __init__(
         self,
@@ -29,10 +30,10 @@ class SwiGLU(nnx.Module):
     ):
         check_positive("SwiGLU", d_model=d_model, d_ff=d_ff)
         d_ff = d_ff or -(-8 * d_model // (3 * 64)) * 64
-        dense = functools.partial(nnx.Linear, use_bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.gate_proj = dense(d_model, d_ff, kernel_init=kernel_init)
-        self.up_proj = dense(d_model, d_ff, kernel_init=kernel_init)
-        self.down_proj = dense(d_ff, d_model, kernel_init=out_init or kernel_init)
+        project = functools.partial(dense, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.gate_proj = project(d_model, d_ff, kernel_init=kernel_init)
+        self.up_proj = project(d_model, d_ff, kernel_init=kernel_init)
+        self.down_proj = project(d_ff, d_model, kernel_init=out_init or kernel_init)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -1,7 +1,7 @@
 """Root-mean-square normalisation, plain and gated, and L2 normalisation: statistics in float32, eps inside the root.
 
-Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4; the gated form norm(x)·silu(gate) as in GLA (arXiv:2312.06635,
-eq. 9) and Gated DeltaNet (arXiv:2412.06464, section 3.4).
+Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4; the gated form norm(x)·silu(gate) as in GLA (arXiv:2312.06635)
+and Gated DeltaNet (arXiv:2412.06464).
 """
 
 import jax

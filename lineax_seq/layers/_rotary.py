@@ -1,4 +1,4 @@
-"""Rotary position embedding, half-split: channel c is paired with channel c + K/2 and turned by position · theta^(-2c/K).
+"""Rotary position embedding, half-split: channels c and c + K/2 are turned by the angle position · theta^(-2c/K).
 
 Source: Su et al. 2021, arXiv:2104.09864, eq. 34 (there channels 2c and 2c + 1 are paired).
 """

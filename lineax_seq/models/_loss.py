@@ -1,8 +1,8 @@
 """Cross-entropy of next tokens from hidden states, in chunks that never hold the logits of all tokens.
 
 For a sum over tokens the gradient of a chunk's logits, w (softmax - onehot), is at hand when its loss is. So a
-differentiated call forms d hidden and d head in the forward pass, chunk by chunk, and the backward pass only scales them:
-three products with the head instead of the four that recomputing the logits costs.
+differentiated call forms d hidden and d head in the forward pass, chunk by chunk, and the backward pass only scales
+them: three products with the head instead of the four that recomputing the logits costs.
 """
 
 import functools

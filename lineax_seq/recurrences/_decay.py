@@ -41,7 +41,7 @@ def _pairs(x: jax.Array) -> jax.Array:
 
 
 def pair_sums(g: jax.Array) -> tuple[jax.Array, Sums]:
-    """`[C] -> [C, C]`: the sum of g over j+1..i below the diagonal, 0 on it, meaningless (0) above and the sums over the chunk."""
+    """`[C, C]` sums of `g [C]` over j+1..i (0 on the diagonal, meaningless above), and its sums over the chunk."""
     sums, matrix = leaves(g), jnp.zeros((g.shape[0], 1, 1), g.dtype)
     while matrix.shape[0] > 1:
         later, earlier = _pairs(sums.forward)[:, 1], _pairs(sums.backward)[:, 0]

@@ -60,9 +60,7 @@ def _factors(x: Inputs, scores, strict, since_entry, until_exit, docs) -> Factor
 
 def _prepare_undecayed(x: Inputs, keep: jax.Array | None) -> Factors:
     one = jnp.ones((x["k"].shape[0], 1), x["k"].dtype)
-    return _factors(
-        x, x["q"] @ x["k"].T, (x["beta"][:, None] * x["k"]) @ x["k"].T, one, one, _decay.documents(keep)
-    )
+    return _factors(x, x["q"] @ x["k"].T, (x["beta"][:, None] * x["k"]) @ x["k"].T, one, one, _decay.documents(keep))
 
 
 def _prepare_scalar(x: Inputs, keep: jax.Array | None) -> Factors:

@@ -293,4 +293,3 @@ def test_relative_rms_fails_when_it_should():
     assert relative_rms(x * np.nan, x) == np.inf
     with pytest.raises(AssertionError):
         assert_close({"a": x * 1.1}, {"a": x}, 1e-2)
-
