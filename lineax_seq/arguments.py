@@ -30,6 +30,11 @@ def rate(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.nn.sigmoid(jax.random.normal(key, shape))
 
 
+def wide_rate(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Learning rates in (0, 2): above 1 what a key reads turns its sign."""
+    return 2 * rate(key, shape)
+
+
 class Argument(NamedTuple):
     """An argument's shape and domain.
 
@@ -65,8 +70,8 @@ RATES = Argument("B T HV", rate)
 
 
 def draw(arguments: Mapping[str, Argument], key: jax.Array, sizes: Mapping[str, int], dtype=jnp.float32) -> dict:
-    """Example arguments by name; `sizes` gives every letter, HV defaulting to H. Drawn in float32, then cast."""
-    sizes = {"HV": sizes.get("H", 1), **sizes}
+    """Example arguments by name; `sizes` gives every letter, HV defaulting to H and NH to 2. Drawn in float32, then cast."""
+    sizes = {"HV": sizes.get("H", 1), "NH": 2, **sizes}
     keys = jax.random.split(key, len(arguments))
     return {
         name: argument.draw(k, tuple(sizes[letter] for letter in argument.letters)).astype(dtype)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from . import arguments as _arguments, dispatch, forms
 from .arguments import Argument
+from .layout import Layout, compute_dtype
 from .recurrence import Recurrence
 from .typing import State
 
@@ -31,7 +32,7 @@ chunk_size=None, implementation=None, axis_name=None{causal})`; one token withou
 
 Args:
 {shapes}
-    scale: multiplies the queries; None is K**-0.5.
+    scale: {scale}
     initial_state: {state}, float32; zeros if None.
     segment_ids: int [B, T]; the state is reset where the id changes, the initial state enters only the first segment
         and the final state is the last segment's.
@@ -63,6 +64,7 @@ class Operator:
         finish: (outputs in the dtype of computation or of v, arguments) -> outputs, for what a disguise adds after
             the recurrence.
         scaled: whether the queries (field q) take a scale.
+        default_scale: the scale where the caller does not say; None is K**-0.5.
         bidirectional: None, or (fields, reset, state, scale) -> (final state, o), for `causal=False`.
         zero_is_identity: whether a token whose arguments are all zero leaves the state alone.
         default_chunk_size: C where the caller does not say.
@@ -75,25 +77,33 @@ class Operator:
     lower: Callable[[dict], dict] | None = None
     finish: Callable[[jax.Array, dict], jax.Array] | None = None
     scaled: bool = True
+    default_scale: float | None = None
     bidirectional: Callable | None = None
     zero_is_identity: bool = True
     default_chunk_size: int = 64
 
     def __post_init__(self):
         options = {**_OPTIONS, **({"causal": True} if self.bidirectional else {})}
+        names = list(self.arguments)
+        required = max(i for i, name in enumerate(names) if not self.arguments[name].optional)
         parameters = [
+            # None stands in for an optional argument that others follow
             inspect.Parameter(
                 name,
                 inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                default=None if argument.optional else inspect.Parameter.empty,
+                default=None if i > required else inspect.Parameter.empty,
             )
-            for name, argument in self.arguments.items()
+            for i, name in enumerate(names)
         ]
         parameters += [inspect.Parameter(o, inspect.Parameter.KEYWORD_ONLY, default=d) for o, d in options.items()]
         doc = self.about + _COMMON_DOC.format(
             name=self.name,
             arguments=", ".join(self.arguments),
-            shapes="\n".join(f"    {a}: float [{', '.join(arg.letters)}]" for a, arg in self.arguments.items()),
+            shapes="\n".join(
+                f"    {a}: float [{', '.join(arg.letters)}]{', or None' if arg.optional else ''}"
+                for a, arg in self.arguments.items()
+            ),
+            scale=self._scale_doc(),
             state="[B, HV, K, V]",
             causal=", causal=True" if self.bidirectional else "",
         )
@@ -205,13 +215,19 @@ class Operator:
             raise ValueError(f"{caller}: {'; '.join(problems)}. Arguments are {signature}; move or repeat axes to fit.")
         return xs, dims
 
+    def _scale_doc(self) -> str:
+        if not self.scaled:
+            return "None; this recurrence has none."
+        default = "K**-0.5" if self.default_scale is None else f"{self.default_scale:g}"
+        return f"multiplies the queries; None is {default}."
+
     def _scale(self, caller: str, scale, dims: dict) -> float | None:
         if not self.scaled:
             if scale is not None:
                 raise ValueError(f"{caller}: scale={scale!r}: this recurrence has no scale; leave it out.")
             return None
         if scale is None:
-            return dims["K"] ** -0.5
+            return dims["K"] ** -0.5 if self.default_scale is None else self.default_scale
         if isinstance(scale, (int, float)):
             return float(scale)
         raise ValueError(f"{caller}: scale is {type(scale).__name__}, wants a Python number; multiply q by it instead.")
@@ -219,7 +235,7 @@ class Operator:
     def _check_state(self, caller: str, name: str, state: State | None, xs: dict) -> None:
         if state is None:
             return
-        wanted = jax.eval_shape(lambda xs: forms.zero_state(self.recurrence, self.fields(xs)), xs)
+        wanted = jax.eval_shape(lambda xs: _zero_state(self, self.fields(xs)), xs)
         leaves, structure = jax.tree.flatten(state)
         wanted_leaves, wanted_structure = jax.tree.flatten(wanted)
         if structure != wanted_structure:
@@ -266,15 +282,19 @@ def _resets(segment_ids) -> jax.Array | None:
     return jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
 
 
+def _zero_state(operator: Operator, fields: dict) -> State:
+    return Layout(operator.recurrence, fields).zero_state(fields)
+
+
 def _prepared(operator: Operator, xs: dict, segment_ids, state):
     fields = operator.fields(xs)
     if state is None:
-        state = forms.zero_state(operator.recurrence, fields)
+        state = _zero_state(operator, fields)
     else:
-        state = jax.tree.map(lambda s: jnp.asarray(s, forms.compute_dtype(fields)), state)
+        state = jax.tree.map(lambda s: jnp.asarray(s, compute_dtype(fields)), state)
     reset = _resets(segment_ids)
     if reset is not None:
-        length = forms.length(operator.recurrence, fields)
+        length = Layout(operator.recurrence, fields).length
         if length != reset.shape[1]:  # micro-steps: a document starts at the first of its token's
             steps = length // reset.shape[1]
             reset = jnp.pad(reset[:, :, None], ((0, 0), (0, 0), (0, steps - 1))).reshape(reset.shape[0], length)

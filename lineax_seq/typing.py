@@ -7,6 +7,7 @@ B       batch: independent sequences
 T       tokens of a sequence
 H       heads of queries and keys
 HV      heads of values, gates and states; HV = n·H, value head j reads key head j // n
+NH      micro-steps of a token (Householder factors of its transition)
 K       channels of a query or key head
 V       channels of a value head
 C       tokens of a chunk

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from .. import forms
 from ..arguments import KEYS, QUERIES, VALUES
+from ..layout import compute_dtype
 from ..operator import Operator
 from ._scalar import NO_DECAY
 
@@ -18,7 +19,7 @@ def _bidirectional(scale, xs, reset, state):
     """o_t = q_t (S_0 + sum_j k_j v_j^T) over all tokens of t's document; S_0 belongs to the first one."""
     if reset is not None:
         return _bidirectional_packed(scale, xs, reset, state)
-    dtype = forms.compute_dtype(xs)
+    dtype = compute_dtype(xs)
     q, k, v = (xs[name].astype(dtype) for name in "qkv")
     batch, length, heads, _ = q.shape
     grouped = v.reshape(batch, length, heads, v.shape[2] // heads, -1)

@@ -6,8 +6,8 @@ Source: Sun et al. 2023 (RetNet), arXiv:2307.08621, eq. 5-7 and the decays of se
 import jax
 import jax.numpy as jnp
 
-from .. import forms
 from ..arguments import KEYS, QUERIES, VALUES
+from ..layout import compute_dtype
 from ..operator import Operator
 from ._scalar import SCALAR_DECAY
 
@@ -18,7 +18,7 @@ def log_decays(heads: int, dtype=jnp.float32) -> jax.Array:
 
 
 def _lower(xs: dict) -> dict:
-    g = log_decays(xs["v"].shape[2], forms.compute_dtype(xs))
+    g = log_decays(xs["v"].shape[2], compute_dtype(xs))
     return {**xs, "g": jnp.broadcast_to(g, xs["v"].shape[:3])}
 
 

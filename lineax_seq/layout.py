@@ -1,0 +1,139 @@
+"""Where batch, heads and time stand: between the callers' `[B, T, HV, ...]` and one head's functions.
+
+Forms work on `[N, B, H, (n,) C, ...]`: chunks lead so that a scan slices them, heads are split into the key heads H and
+the n value heads that share each of them (no axis for n = 1), so that what keys and queries say is computed once.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from .recurrence import Recurrence
+from .typing import Inputs, State
+
+
+def compute_dtype(xs: Inputs) -> jnp.dtype:
+    """float64 if any input is float64, else float32: states and cumulated decays are never narrower."""
+    return jnp.dtype(jnp.float64 if any(x.dtype == jnp.float64 for x in xs.values()) else jnp.float32)
+
+
+def pad_time(x: jax.Array, length: int) -> jax.Array:
+    """`[B, T, ...]` -> `[B, length, ...]` with zeros, which are identity tokens, at the end."""
+    missing = length - x.shape[1]
+    return jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2)) if missing else x
+
+
+class Layout:
+    """The layout of one call's inputs `xs`, fields as `[B, T, heads, ...]` and parameters as `[heads, ...]`."""
+
+    def __init__(self, recurrence: Recurrence, xs: Inputs):
+        self.recurrence = recurrence
+        self.dtype = compute_dtype(xs)
+        first = next(iter(recurrence.fields))
+        self.batch, self.length = xs[first].shape[:2]
+        heads = {recurrence.head_letter(name): xs[name].shape[2] for name in recurrence.fields if xs[name].ndim > 2}
+        self.n = heads["HV"] // heads["H"] if {"H", "HV"} <= heads.keys() else 1
+
+    # ---- mapping a one-head function
+
+    def over_heads(self, fn: Callable, kinds: str) -> Callable:
+        """Map `fn` over `[B]`, `[B, H]` or `[B, H, n]`; the letters of `kinds` name its arguments.
+
+        x: a dictionary of fields and parameters; r: shared by heads (resets); s: states, factors, outputs.
+        """
+
+        def axes(fields, shared):
+            return tuple({"x": fields, "r": shared, "s": 0}[kind] for kind in kinds)
+
+        names = (*self.recurrence.fields, *self.recurrence.parameters)
+        owners = {name: self.recurrence.head_letter(name) for name in names}
+        if self.recurrence.has_heads:
+            if self.n > 1:
+                fn = jax.vmap(fn, axes({name: 0 if owner == "HV" else None for name, owner in owners.items()}, None))
+            fn = jax.vmap(fn, axes({name: 0 if owner else None for name, owner in owners.items()}, None))
+        return jax.vmap(fn, axes(self.token_axes, 0))
+
+    @property
+    def token_axes(self) -> dict[str, int | None]:
+        """The leading axis of fields, none for parameters: for mapping over the batch or the chunks."""
+        return {**dict.fromkeys(self.recurrence.fields, 0), **dict.fromkeys(self.recurrence.parameters)}
+
+    # ---- inputs
+
+    def computed(self, xs: Inputs, scale: float | None) -> Inputs:
+        """Inputs in the dtype of computation; queries are scaled after the cast, so bfloat16 ones lose nothing."""
+        xs = {name: x.astype(self.dtype) for name, x in xs.items()}
+        return xs if scale is None else {**xs, "q": xs["q"] * scale}
+
+    def parameters(self, xs: Inputs) -> Inputs:
+        return {name: self._split(name, xs[name], 0) for name in self.recurrence.parameters}
+
+    def tokens_first(self, xs: Inputs) -> Inputs:
+        """Fields `[B, T, heads, ...]` -> `[T, B, H, (n,) ...]`."""
+        return {name: self._split(name, jnp.moveaxis(xs[name], 1, 0), 2) for name in self.recurrence.fields}
+
+    def chunks_first(self, name: str, x: jax.Array, chunk_size: int) -> jax.Array:
+        """A field `[B, N·C, heads, ...]` -> `[N, B, H, (n,) C, ...]`."""
+        x = x.reshape(x.shape[0], -1, chunk_size, *x.shape[2:])  # [B, N, C, heads, ...]
+        x = self._split(name, jnp.moveaxis(x, 0, 1), 3)  # [N, B, C, H, (n,) ...]
+        return jnp.moveaxis(x, 2, 2 + self._head_axes(name))
+
+    def time_back(self, name: str, x: jax.Array) -> jax.Array:
+        """The inverse of `chunks_first`."""
+        x = jnp.moveaxis(x, 2 + self._head_axes(name), 2)  # [N, B, C, H, (n,) ...]
+        if self._head_axes(name) == 2:
+            x = x.reshape(*x.shape[:3], x.shape[3] * x.shape[4], *x.shape[5:])
+        x = jnp.moveaxis(x, 1, 0)
+        return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+    def _head_axes(self, name: str) -> int:
+        return {"H": 1, "HV": 2 if self.n > 1 else 1, None: 0}[self.recurrence.head_letter(name)]
+
+    def _split(self, name: str, x: jax.Array, axis: int) -> jax.Array:
+        """HV heads on `axis` -> `[H, n]`, for what value heads own."""
+        if self.n == 1 or self.recurrence.head_letter(name) != "HV":
+            return x
+        return x.reshape(*x.shape[:axis], x.shape[axis] // self.n, self.n, *x.shape[axis + 1 :])
+
+    # ---- states
+
+    def group_state(self, state: State) -> State:
+        """`[B, HV, ...]` -> `[B, H, (n,) ...]`."""
+        if self.n == 1 or not self.recurrence.has_heads:
+            return state
+        return jax.tree.map(lambda s: s.reshape(s.shape[0], s.shape[1] // self.n, self.n, *s.shape[2:]), state)
+
+    def merge_heads(self, tree, axis: int = 1):
+        """`[H, n]` on `axis` -> HV."""
+        if self.n == 1 or not self.recurrence.has_heads:
+            return tree
+        merge = lambda s: s.reshape(*s.shape[:axis], s.shape[axis] * self.n, *s.shape[axis + 2 :])  # noqa: E731
+        return jax.tree.map(merge, tree)
+
+    def zero_state(self, xs: Inputs) -> State:
+        """The state `[B, HV, ...]` of a recurrence that has seen nothing."""
+        xs = self.computed(xs, None)
+        first = {name: x[0] for name, x in self.tokens_first(xs).items()} | self.parameters(xs)
+        return self.merge_heads(self.over_heads(self.recurrence.init_state, "x")(first))
+
+
+class MappedChunk:
+    """A recurrence's chunk form over batch and heads; the functions ending in `_all` over the chunks too."""
+
+    def __init__(self, layout: Layout, keep: jax.Array | None, mild: bool):
+        prepare, advance, readout = layout.recurrence.chunk_form(mild)
+        self.advance = layout.over_heads(advance, "ss")
+        self.advance_all = jax.vmap(self.advance)
+        self.readout_all = jax.vmap(layout.over_heads(readout, "sss"))
+        if keep is None:
+            mapped = layout.over_heads(lambda x: prepare(x, None), "x")
+            self.prepare_all = jax.vmap(mapped, (layout.token_axes,))
+        else:
+            mapped = jax.vmap(layout.over_heads(prepare, "xr"), (layout.token_axes, 0))
+            self.prepare_all = functools.partial(_second, mapped, keep)
+
+
+def _second(fn: Callable, second, first):
+    return fn(first, second)
