@@ -9,11 +9,19 @@ from .recurrence import Recurrence as Recurrence
 from .recurrences import (
     RECURRENCES as RECURRENCES,
     delta_rule as delta_rule,
+    gated_delta_product as gated_delta_product,
     gated_delta_rule as gated_delta_rule,
+    gdn2 as gdn2,
     gla as gla,
+    hgrn2 as hgrn2,
+    kda as kda,
+    lightning_attention as lightning_attention,
     linear_attention as linear_attention,
     retention as retention,
+    rwkv6 as rwkv6,
+    rwkv7 as rwkv7,
     simple_gla as simple_gla,
+    ssd as ssd,
 )
 
 __version__ = "0.1.0"

@@ -70,7 +70,7 @@ RATES = Argument("B T HV", rate)
 
 
 def draw(arguments: Mapping[str, Argument], key: jax.Array, sizes: Mapping[str, int], dtype=jnp.float32) -> dict:
-    """Example arguments by name; `sizes` gives every letter, HV defaulting to H and NH to 2. Drawn in float32, then cast."""
+    """Example arguments by name, drawn in float32, then cast; `sizes` gives every letter, HV defaults to H, NH to 2."""
     sizes = {"HV": sizes.get("H", 1), "NH": 2, **sizes}
     keys = jax.random.split(key, len(arguments))
     return {

@@ -23,7 +23,7 @@ from .typing import Inputs, State
 
 # Tokens of all sequences and heads that a block holds on a CPU, where its arrays should stay in cache. Accelerators
 # take all chunks at once: they want the parallelism.
-CPU_BLOCK_TOKENS = 2048
+CPU_BLOCK_TOKENS = 512
 
 
 def scan(
@@ -90,7 +90,8 @@ class _Chunked:
         self.blocks = -(-chunks // max(1, self._chunks_at_once(xs)))
         self.chunks = -(-chunks // self.blocks)  # of a block
         padded = self.blocks * self.chunks * chunk_size
-        self.xs = {name: pad_time(x, padded) if name in recurrence.fields else x for name, x in xs.items()}
+        pad = lambda name, x: pad_time(x, padded, recurrence.padding.get(name, 0))  # noqa: E731
+        self.xs = {name: pad(name, x) if name in recurrence.fields else x for name, x in xs.items()}
         self.keep = None if reset is None else ~pad_time(reset, padded)
 
     def _chunks_at_once(self, xs) -> int:

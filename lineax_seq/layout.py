@@ -19,10 +19,10 @@ def compute_dtype(xs: Inputs) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if any(x.dtype == jnp.float64 for x in xs.values()) else jnp.float32)
 
 
-def pad_time(x: jax.Array, length: int) -> jax.Array:
-    """`[B, T, ...]` -> `[B, length, ...]` with zeros, which are identity tokens, at the end."""
-    missing = length - x.shape[1]
-    return jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2)) if missing else x
+def pad_time(x: jax.Array, length: int, value: float = 0) -> jax.Array:
+    """`[B, T, ...]` -> `[B, length, ...]`; a field's padding makes identity tokens, which zeros mostly are."""
+    missing, rest = length - x.shape[1], ((0, 0),) * (x.ndim - 2)
+    return jnp.pad(x, ((0, 0), (0, missing), *rest), constant_values=value) if missing else x
 
 
 class Layout:

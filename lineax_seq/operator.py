@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from . import arguments as _arguments, dispatch, forms
 from .arguments import Argument
@@ -33,7 +34,7 @@ chunk_size=None, implementation=None, axis_name=None{causal})`; one token withou
 Args:
 {shapes}
     scale: {scale}
-    initial_state: {state}, float32; zeros if None.
+    initial_state: {state}, float32; None is the state that has seen nothing, zeros unless said above.
     segment_ids: int [B, T]; the state is reset where the id changes, the initial state enters only the first segment
         and the final state is the last segment's.
     form: "chunk" (chunk-parallel, for training and prefill) or "scan" (token by token, the reference).
@@ -43,7 +44,7 @@ Args:
     axis_name: a mesh axis that T is sharded over, inside `jax.shard_map`.
 
 Returns:
-    o [B, T, HV, V] in the dtype of the values, and the final state in float32 (float64 for float64 inputs).
+    o [B, T, {output}] in the dtype of {output_field}, and the final state in float32 (float64 for float64 inputs).
 
 Raises:
     ValueError: shapes, dtypes or names that do not fit, all offenders at once, before tracing.
@@ -67,6 +68,9 @@ class Operator:
         default_scale: the scale where the caller does not say; None is K**-0.5.
         bidirectional: None, or (fields, reset, state, scale) -> (final state, o), for `causal=False`.
         zero_is_identity: whether a token whose arguments are all zero leaves the state alone.
+        seen: None, or (state or None) -> int, how many tokens of its document the state has seen, `[B]` or a number;
+            `lower` then finds each token's place in its document, int `[B, T]` from 0, under the name `position`.
+        state: the state's shape in the documentation.
         default_chunk_size: C where the caller does not say.
     """
 
@@ -80,6 +84,8 @@ class Operator:
     default_scale: float | None = None
     bidirectional: Callable | None = None
     zero_is_identity: bool = True
+    seen: Callable[[State | None], jax.Array | int] | None = None
+    state: str = "[B, HV, K, V]"
     default_chunk_size: int = 64
 
     def __post_init__(self):
@@ -104,7 +110,9 @@ class Operator:
                 for a, arg in self.arguments.items()
             ),
             scale=self._scale_doc(),
-            state="[B, HV, K, V]",
+            state=self.state,
+            output=self.recurrence.fields[self.recurrence.output_field].replace(" ", ", "),
+            output_field=self._output_argument(),
             causal=", causal=True" if self.bidirectional else "",
         )
         object.__setattr__(self, "__signature__", inspect.Signature(parameters))
@@ -157,9 +165,17 @@ class Operator:
         """Arguments by name drawn from their domains: `op.example(jax.random.key(0), B=1, T=64, H=2, K=16, V=16)`."""
         return _arguments.draw(self.arguments, key, sizes, dtype)
 
-    def fields(self, xs: dict) -> dict:
-        """The record's fields from checked arguments."""
+    def fields(self, xs: dict, reset: jax.Array | None = None, state: State | None = None) -> dict:
+        """The record's fields from checked arguments; `reset` and `state` say which token starts a document."""
+        if self.seen is not None:
+            batch, length = xs[next(iter(self.arguments))].shape[:2]
+            xs = {**xs, "position": _positions(self.seen(state), reset, batch, length)}
         return xs if self.lower is None else self.lower(xs)
+
+    def _output_argument(self) -> str:
+        """The argument whose dtype the outputs take, in words."""
+        field = self.recurrence.output_field
+        return field if field in self.arguments else next(iter(self.arguments))
 
     def _bind(self, args, kwargs, options: dict, caller: str) -> tuple[dict, dict]:
         names = list(self.arguments)
@@ -254,7 +270,7 @@ class Operator:
 def _chunk_size(caller: str, chunk_size: int | None, default: int, length: int) -> int:
     if chunk_size is None:
         chunk_size = default
-    elif not isinstance(chunk_size, int) or chunk_size < 1 or chunk_size & (chunk_size - 1):
+    elif type(chunk_size) is not int or chunk_size < 1 or chunk_size & (chunk_size - 1):
         raise ValueError(f"{caller}: chunk_size={chunk_size!r}, wants a power of two such as 32, 64 or 128.")
     return min(chunk_size, 1 << (length - 1).bit_length())  # a short sequence is one short chunk
 
@@ -282,17 +298,27 @@ def _resets(segment_ids) -> jax.Array | None:
     return jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
 
 
+def _positions(seen: jax.Array | int, reset: jax.Array | None, batch: int, length: int) -> jax.Array:
+    """`[B, T]` int32: how many tokens of its document came before each token, `seen` of them before the first."""
+    places = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+    before = jnp.broadcast_to(jnp.asarray(seen, jnp.int32), (batch,))[:, None] + places
+    if reset is None:
+        return before
+    start = lax.cummax(jnp.where(reset, places, -1), axis=1)  # of the token's document, -1 in the first
+    return jnp.where(start < 0, before, places - start)
+
+
 def _zero_state(operator: Operator, fields: dict) -> State:
     return Layout(operator.recurrence, fields).zero_state(fields)
 
 
 def _prepared(operator: Operator, xs: dict, segment_ids, state):
-    fields = operator.fields(xs)
+    reset = _resets(segment_ids)
+    fields = operator.fields(xs, reset, state)
     if state is None:
         state = _zero_state(operator, fields)
     else:
         state = jax.tree.map(lambda s: jnp.asarray(s, compute_dtype(fields)), state)
-    reset = _resets(segment_ids)
     if reset is not None:
         length = Layout(operator.recurrence, fields).length
         if length != reset.shape[1]:  # micro-steps: a document starts at the first of its token's

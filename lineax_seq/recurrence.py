@@ -47,6 +47,7 @@ class Recurrence:
         init_state: one token -> the zero state.
         update: None, or (token, state) -> state, where applying the token's summary would build a dense transition.
         output_field: the field whose dtype the outputs take.
+        padding: field -> its value in a token that leaves the state alone, where that is not zero.
         prepare, advance, readout: the chunk form, see the module's docstring; None takes the derived default.
             `keep` is None or a boolean `[C]`, False where a document starts.
         mild: None, or (inputs of all heads and chunks) -> a boolean scalar: whether `prepare_mild`, a cheaper
@@ -62,6 +63,7 @@ class Recurrence:
     update: Callable[[Inputs, State], State] | None = None
     parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
     output_field: str = "v"
+    padding: Mapping[str, float] = dataclasses.field(default_factory=dict)
     prepare: Callable[[Inputs, jax.Array | None], Any] | None = None
     advance: Callable[[Any, State], tuple[State, Any]] | None = None
     readout: Callable[[Any, State, Any], jax.Array] | None = None
@@ -91,10 +93,13 @@ class Recurrence:
             return x, None if keep is None else keep.astype(jnp.float32)
 
         def advance(factors, state: State):
+            x, keep = factors
+            tokens, shared = ({name: x[name] for name in names} for names in (self.fields, self.parameters))
+
             def body(state, token):
                 x, keep = token
-                return step(self, x, None if keep is None else keep > 0.5, state)
+                return step(self, x | shared, None if keep is None else keep > 0.5, state)
 
-            return lax.scan(body, state, factors)
+            return lax.scan(body, state, (tokens, keep))
 
         return prepare, advance, lambda factors, state, extra: extra

@@ -11,8 +11,9 @@ NH      micro-steps of a token (Householder factors of its transition)
 K       channels of a query or key head
 V       channels of a value head
 C       tokens of a chunk
-N       chunks of a sequence
+N       chunks of a sequence; of mamba, the states of a channel
 D       channels of a vector recurrence, or the width of a model
+L       levels of log-linear attention
 P       devices on the sequence axis
 ======  ==========================================================================
 """

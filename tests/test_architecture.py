@@ -19,9 +19,11 @@ ROOMS = {
     "typing": (),
     "monoid": ("typing",),
     "recurrence": ("monoid",),
+    "arguments": ("typing",),
+    "layout": ("recurrence",),
     "dispatch": ("recurrence",),
-    "forms": ("dispatch",),
-    "operator": ("forms",),
+    "forms": ("dispatch", "layout"),
+    "operator": ("forms", "arguments"),
     "recurrences": ("operator",),
     "parallel": ("operator",),
     "layers": ("recurrences", "parallel"),
@@ -113,7 +115,7 @@ def import_problem(path: str, target: str, lazy: bool) -> str | None:
         return f"the room {room} has no row in ROOMS"
     target_room = there[1] if len(there) > 1 else ""
     if target_room not in ROOMS:
-        return "inside the package, name the room that a thing is from, not lineax_seq"
+        return "inside the package, import from a room that has a row in ROOMS"
     allowed = below(room) | (set(LAZY.get(room, ())) if lazy else set())
     where = "" if lazy else " at module level"
     return None if target_room in allowed else f"{room} may not import {target_room}{where}"
@@ -197,8 +199,8 @@ BAD = {
     "up in a class": ("lineax_seq/forms.py", "class A:\n from .parallel import x", "at module level"),
     "up in a function": ("lineax_seq/hf/a.py", "def f():\n from ..training import x", "may not import training"),
     "early where lazy": ("lineax_seq/forms.py", "from .parallel import gather", "at module level"),
-    "own package": ("lineax_seq/models/lm.py", "import lineax_seq as ls", "not lineax_seq"),
-    "name of the package": ("lineax_seq/models/lm.py", "from .. import gla", "not lineax_seq"),
+    "own package": ("lineax_seq/models/lm.py", "import lineax_seq as ls", "import from a room"),
+    "name of the package": ("lineax_seq/models/lm.py", "from .. import gla", "import from a room"),
     "new room": ("lineax_seq/utils.py", "from .typing import State", "no row in ROOMS"),
     "kernel elsewhere": ("lineax_seq/forms.py", "def f():\n import pallas_kernels.tpu", "only dispatch imports"),
     "kernels early": ("lineax_seq/dispatch.py", "from pallas_kernels import gpu", "only dispatch imports"),

@@ -193,9 +193,7 @@ class SoftmaxAttention(nnx.Module):
         q, k, v = self._qkv(x_t[:, None], cache.length[:, None])
         cache = _write(cache, k, v, jnp.ones_like(cache.length))
         positions = _slot_positions(cache.length, cache.k.shape[1])
-        seen = positions >= 0
-        if self.window is not None:
-            seen &= cache.length[:, None] - 1 - positions < self.window
+        seen = positions >= 0  # a cache is no longer than the window: what it holds is inside
         o = jax.nn.dot_product_attention(q, cache.k.astype(q.dtype), cache.v.astype(q.dtype), mask=seen[:, None, None])
         return self._refuse_overflow(self._out(o), cache)[:, 0], cache
 

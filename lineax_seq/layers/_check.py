@@ -1,17 +1,16 @@
 """Refusals before tracing: every layer and model checks its static arguments through these."""
 
-import difflib
 from collections.abc import Iterable
 
 import jax.numpy as jnp
+
+from ..dispatch import nearest
 
 
 def unknown_name(caller: str, what: str, got: str, known: Iterable[str]) -> ValueError:
     """The error for a name that is not one of `known`; it lists the nearest one."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(got), known, 1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return ValueError(f"{caller}: {what} is {got!r}{hint}, wants one of {', '.join(map(repr, known))}.")
+    return ValueError(f"{caller}: {what} is {got!r}{nearest(got, known)}, wants one of {', '.join(map(repr, known))}.")
 
 
 def check_positive(caller: str, **sizes: int | None) -> None:

@@ -3,16 +3,14 @@
 import dataclasses
 import inspect
 from collections.abc import Mapping
-from typing import Any
-
-import jax.numpy as jnp
+from typing import Any, Literal, get_args
 
 from ..layers import LINEAR_LAYERS, SoftmaxAttention
 from ..layers._check import check_positive, unknown_name
 
 SOFTMAX = "softmax_attention"
-REMAT = (None, "full", "dots")
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+Dtype = Literal["float32", "bfloat16", "float64"]
+Remat = Literal["full", "dots"]
 # what the decoder itself hands to every mixing layer
 _GIVEN = ("self", "d_model", "norm_eps", "kernel_init", "out_init", "dtype", "param_dtype", "rngs")
 
@@ -65,9 +63,9 @@ class DecoderConfig:
     tie_embeddings: bool = True
     norm_eps: float = 1e-5
     init_std: float = 0.02
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-    remat: str | None = None
+    dtype: Dtype = "float32"
+    param_dtype: Dtype = "float32"
+    remat: Remat | None = None
     linear_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     attention_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -93,11 +91,11 @@ class DecoderConfig:
                 raise ValueError(f"{caller}: {name} is {getattr(self, name)!r}, wants a number above 0.")
         if self.linear_layer not in LINEAR_LAYERS:
             raise unknown_name(caller, "linear_layer", self.linear_layer, LINEAR_LAYERS)
-        for name, known in (("dtype", DTYPES), ("param_dtype", DTYPES)):
-            if getattr(self, name) not in known:
-                raise unknown_name(caller, name, getattr(self, name), known)
-        if self.remat not in REMAT:
-            raise ValueError(f"{caller}: remat is {self.remat!r}, wants one of {REMAT}.")
+        for name in ("dtype", "param_dtype"):
+            if getattr(self, name) not in get_args(Dtype):
+                raise unknown_name(caller, name, getattr(self, name), get_args(Dtype))
+        if self.remat is not None and self.remat not in get_args(Remat):
+            raise unknown_name(caller, "remat (or None)", self.remat, get_args(Remat))
         layers = self.layers  # checks the pattern
         if self.num_layers % len(layers):
             raise ValueError(
@@ -186,7 +184,3 @@ class DecoderConfig:
         if missing:
             raise ValueError(f"DecoderConfig.from_dict: missing {', '.join(missing)}.")
         return cls(**values)
-
-    @property
-    def compute_dtype(self):
-        return jnp.dtype(self.dtype)

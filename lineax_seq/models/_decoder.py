@@ -10,11 +10,12 @@ from flax import nnx
 from jax import lax
 
 from ..layers import RMSNorm, SwiGLU, segment_positions
-from ..layers._check import check_lengths, check_positive
+from ..layers._check import check_lengths, check_positive, check_tokens
+from ..layers._dense import PROJECTION
 from ._config import DecoderConfig, layer_class
 from ._loss import cross_entropy
 
-_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+_POLICIES = {"full": None, "dots": jax.checkpoint_policies.save_only_these_names(PROJECTION)}
 
 
 class Block(nnx.Module):
@@ -88,6 +89,7 @@ class Decoder(nnx.Module):
     def hidden(self, tokens: jax.Array, *, segment_ids=None, positions=None) -> jax.Array:
         """What the head reads: int [B, T] -> [B, T, D] in the compute dtype. Arguments as in a call."""
         x = self._embed("Decoder", tokens, 2)
+        check_tokens("Decoder", x, self.config.d_model, segment_ids, positions)
         if positions is None:
             T = tokens.shape[1]
             positions = jnp.arange(T, dtype=jnp.int32) if segment_ids is None else segment_positions(segment_ids)

@@ -89,7 +89,7 @@ def generate(
     tokens = np.zeros((len(prompts), padded), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
-    if isinstance(seed, int):
+    if np.ndim(seed) == 0:
         keys = jax.random.split(jax.random.key(seed), len(prompts))
     else:
         keys = jax.vmap(jax.random.key)(np.array(seed, np.uint32))
@@ -127,5 +127,5 @@ def _check(vocab_size, prompts, max_new_tokens, temperature, top_k, top_p, stop_
         raise ValueError(f"generate: top_p is {top_p!r}, wants a probability above 0 and at most 1.")
     if temperature == 0 and (top_k is not None or top_p is not None):
         raise ValueError("generate: temperature=0 takes the most probable token; leave out top_k and top_p.")
-    if not isinstance(seed, int) and len(seed) != len(prompts):
+    if np.ndim(seed) and len(seed) != len(prompts):
         raise ValueError(f"generate: {len(seed)} seeds for {len(prompts)} prompts; give one for each, or one int.")

@@ -1,13 +1,15 @@
-"""Family: the delta rule. S_t = (I - beta_t k_t k_t^T) diag(exp g_t) S_{t-1} + beta_t k_t v_t^T,  o_t = q_t S_t.
+"""Family: the delta rule. S_t = (I - k_t e_t^T) diag(exp g_t) S_{t-1} + k_t w_t^T,  o_t = q_t S_t.
 
-Decay first, then erase what the key reads, then write. Chunk form (WY representation, Yang et al. 2024,
-arXiv:2406.06484, section 3; with decays arXiv:2412.06464), with A_ij = beta_i (k_i · k_j) exp(G_i - G_j) for j < i:
+Decay first, then take away what e reads, then write w: e = beta k and w = beta v with one rate per token, e = b * k and
+w = w * v with gates per channel. Chunk form (WY representation, Yang et al. 2024, arXiv:2406.06484, section 3; with
+decays arXiv:2412.06464), with A_ij = (e_i · k_j) exp(G_i - G_j) for j < i:
 
-    X = (I + A)^-1,  U = X (beta V),  W = X (beta K exp G)      what the keys would write, and what they read of S_0
-    D = U - W S_0                                               the values actually written
+    X = (I + A)^-1,  U = X V_w,  W = X (E exp G)      what the keys would write, and what they read of S_0
+    D = U - W S_0                                     the values actually written
     O = (Q exp G) S_0 + A_qk D,   S_C = exp(G_C) S_0 + (K exp(G_C - G))^T D
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -29,53 +31,58 @@ class Factors(NamedTuple):
     erased: jax.Array  # W [C, K]
 
 
-def _transition(k: jax.Array, beta: jax.Array, decay: jax.Array) -> jax.Array:
-    """(I - beta k k^T) diag(decay); `decay` is a scalar or `[K]`."""
-    return jnp.diag(jnp.broadcast_to(decay, k.shape)) - beta * k[:, None] * (k * decay)[None, :]
+def _erased_written(x: Inputs) -> tuple[jax.Array, jax.Array]:
+    """e and w of a token or a chunk."""
+    if "beta" in x:
+        beta = x["beta"][..., None]
+        return beta * x["k"], beta * x["v"]
+    return x["b"] * x["k"], x["w"] * x["v"]
 
 
 def element(x: Inputs) -> Affine:
-    decay = jnp.exp(x["g"]) if "g" in x else jnp.ones((), x["k"].dtype)
-    return Affine(_transition(x["k"], x["beta"], decay), x["beta"] * x["k"][:, None] * x["v"][None, :])
+    (e, w), k = _erased_written(x), x["k"]
+    decay = jnp.exp(x["g"]) if "g" in x else jnp.ones((), k.dtype)
+    transition = jnp.diag(jnp.broadcast_to(decay, k.shape)) - k[:, None] * (e * decay)[None, :]
+    return Affine(transition, k[:, None] * w[None, :])
 
 
 def update(x: Inputs, state: jax.Array) -> jax.Array:
-    """One token without its K x K transition: decay, read what the key holds, write the difference."""
+    """One token without its K x K transition: decay, read, write the difference."""
+    e, w = _erased_written(x)
     if "g" in x:
         state = jnp.exp(x["g"])[..., None] * state
-    return state + x["k"][:, None] * (x["beta"] * (x["v"] - x["k"] @ state))[None, :]
+    return state + x["k"][:, None] * (w - e @ state)[None, :]
 
 
-def _factors(x: Inputs, scores, strict, since_entry, until_exit, docs) -> Factors:
-    """WY factors from the scores of queries and of `beta · keys` on keys, and the decays to the chunk's ends."""
-    beta = x["beta"][:, None]
+def _factors(x: Inputs, e, w, scores, strict, since_entry, until_exit, docs) -> Factors:
+    """WY factors from the scores of queries and of `e` on keys, and the decays to the chunk's ends."""
     inverse = unit_lower_inverse(_decay.causal(strict, docs, strict=True))
-    reads, erased, writes = x["q"] * since_entry, beta * x["k"] * since_entry, x["k"] * until_exit
+    reads, erased, writes = x["q"] * since_entry, e * since_entry, x["k"] * until_exit
     decay = since_entry[-1][:, None]
     if docs is not None:
         reads, erased = _decay.mask(reads, docs.entry), _decay.mask(erased, docs.entry)
         writes, decay = _decay.mask(writes, docs.exit), jnp.where(docs.through, decay, 0)
-    return Factors(reads, _decay.causal(scores, docs), decay, writes, inverse @ (beta * x["v"]), inverse @ erased)
+    return Factors(reads, _decay.causal(scores, docs), decay, writes, inverse @ w, inverse @ erased)
 
 
 def _prepare_undecayed(x: Inputs, keep: jax.Array | None) -> Factors:
-    one = jnp.ones((x["k"].shape[0], 1), x["k"].dtype)
-    return _factors(x, x["q"] @ x["k"].T, (x["beta"][:, None] * x["k"]) @ x["k"].T, one, one, _decay.documents(keep))
+    (e, w), one = _erased_written(x), jnp.ones((x["k"].shape[0], 1), x["k"].dtype)
+    return _factors(x, e, w, x["q"] @ x["k"].T, e @ x["k"].T, one, one, _decay.documents(keep))
 
 
 def _prepare_scalar(x: Inputs, keep: jax.Array | None) -> Factors:
-    pairs, sums = _decay.pair_sums(x["g"])
+    (e, w), (pairs, sums) = _erased_written(x), _decay.pair_sums(x["g"])
     decays = jnp.exp(pairs)
-    strict = (x["beta"][:, None] * x["k"]) @ x["k"].T * decays
+    scores, strict = x["q"] @ x["k"].T * decays, e @ x["k"].T * decays
     since_entry, until_exit = jnp.exp(sums.forward)[:, None], jnp.exp(sums.backward)[:, None]
-    return _factors(x, x["q"] @ x["k"].T * decays, strict, since_entry, until_exit, _decay.documents(keep))
+    return _factors(x, e, w, scores, strict, since_entry, until_exit, _decay.documents(keep))
 
 
-def _prepare_diagonal(x: Inputs, keep: jax.Array | None) -> Factors:
-    both = jnp.stack([x["q"], x["beta"][:, None] * x["k"]])
-    (scores, strict), sums = _diagonal.decayed_scores(both, x["k"], x["g"])
+def _prepare_diagonal(decayed: Callable, x: Inputs, keep: jax.Array | None) -> Factors:
+    e, w = _erased_written(x)
+    (scores, strict), sums = decayed(jnp.stack([x["q"], e]), x["k"], x["g"])
     scores = scores + jnp.diag((x["q"] * x["k"]).sum(-1))
-    return _factors(x, scores, strict, jnp.exp(sums.forward), jnp.exp(sums.backward), _decay.documents(keep))
+    return _factors(x, e, w, scores, strict, jnp.exp(sums.forward), jnp.exp(sums.backward), _decay.documents(keep))
 
 
 def advance(factors: Factors, state: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -87,21 +94,22 @@ def readout(factors: Factors, state: jax.Array, written: jax.Array) -> jax.Array
     return factors.reads @ state + factors.scores @ written
 
 
-def _delta(name: str, prepare, **gate: str) -> Recurrence:
+def _delta(name: str, prepare: dict[str, Callable], **gates: str) -> Recurrence:
     return Recurrence(
         name=name,
-        fields={"q": "H K", "k": "H K", "v": "HV V", **gate, "beta": "HV"},
+        fields={"q": "H K", "k": "H K", "v": "HV V", **gates},
         element=element,
         output=_scalar.output,
         monoid=DENSE,
         init_state=_scalar.init_state,
         update=update,
-        prepare=prepare,
+        **prepare,
         advance=advance,
         readout=readout,
     )
 
 
-DELTA = _delta("delta", _prepare_undecayed)
-DELTA_SCALAR_DECAY = _delta("delta_scalar_decay", _prepare_scalar, g="HV")
-DELTA_DIAGONAL_DECAY = _delta("delta_diagonal_decay", _prepare_diagonal, g="HV K")
+DELTA = _delta("delta", dict(prepare=_prepare_undecayed), beta="HV")
+DELTA_SCALAR_DECAY = _delta("delta_scalar_decay", dict(prepare=_prepare_scalar), g="HV", beta="HV")
+DELTA_DIAGONAL_DECAY = _delta("delta_diagonal_decay", _diagonal.by_gates(_prepare_diagonal), g="HV K", beta="HV")
+DELTA_CHANNEL_GATES = _delta("delta_channel_gates", _diagonal.by_gates(_prepare_diagonal), g="HV K", b="HV K", w="HV V")

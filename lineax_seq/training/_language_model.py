@@ -12,6 +12,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
@@ -30,7 +31,7 @@ from ..data import (
     split_documents,
     train_iterator,
 )
-from ..models import Decoder, generate
+from ..models import Decoder, DecoderConfig, generate
 from ._checkpoint import Checkpoints, load_params
 from ._config import MAY_DIFFER, DataConfig, LanguageModelConfig
 from ._evaluate import Evaluator, spread
@@ -40,6 +41,8 @@ from ._optimizer import learning_rate_schedule, make_optimizer
 from ._report import plot_loss
 from ._run_directory import load_run, open_run, write_atomically
 from ._step import LossFunction, init_state, make_train_step
+
+PyTree = Any
 
 PROMPT_TOKENS = 32
 VOCABULARY_PADDING = 256  # a vocabulary may be larger than the tokenizer's by less than this, to be a round number
@@ -97,8 +100,7 @@ class LanguageModelRun:
           ValueError: `max_seconds` is too short for one step, or `profile_steps` is outside the run's steps.
         """
         training, seed = self.config.training, self.run.resolved["seed"]
-        _, params = nnx.split(Decoder(self.config.model, rngs=nnx.Rngs(seed)))
-        state = init_state(nnx.to_pure_dict(params), self._optimizer, seed)
+        state = init_state(init_params(self.config.model, seed), self._optimizer, seed)
         batches = train_iterator(self._rows, batch_size=training.batch_size, seed=seed)
         if "steps" not in self.run.resolved:
             self.run.resolve(steps=self._resolve_steps(state))
@@ -190,21 +192,20 @@ class LanguageModelRun:
         training = self.config.training
         if training.max_seconds is None:
             return training.steps
-        step = seconds_per_step(self._step, state, eval_batches(self._rows, training.batch_size)[0])
+        step_seconds = seconds_per_step(self._step, state, eval_batches(self._rows, training.batch_size)[0])
+        self._evaluate(state.params, self._some_heldout[:1])  # compiles
+        begin = time.monotonic()
         self._evaluate(state.params, self._some_heldout[:1])
-        compiled = time.monotonic()
-        self._evaluate(state.params, self._some_heldout[:1])
-        evaluation = time.monotonic() - compiled
-        evaluations = len(self._some_heldout) / training.eval_every if training.eval_every else 0.0
-        spent = time.monotonic() - self._begin + REPORT_SECONDS
-        left = training.max_seconds - spent - evaluation * len(self._heldout)
-        steps = min(training.steps, int(left / (step + evaluation * evaluations)))
-        if steps < 1:
-            raise ValueError(
-                f"max_seconds: {training.max_seconds:g} seconds are too few: a step takes {step:.1f}, and "
-                f"{training.max_seconds - left:.0f} go to preparation, evaluation and report; give more"
-            )
-        return steps
+        end = time.monotonic()
+        return steps_within(
+            training.max_seconds,
+            spent=end - self._begin,
+            step_seconds=step_seconds,
+            batch_seconds=end - begin,
+            batches_per_step=len(self._some_heldout) / training.eval_every if training.eval_every else 0.0,
+            batches_at_end=len(self._heldout),
+            at_most=training.steps,
+        )
 
     def _introduction(self, start: int, steps: int) -> str:
         config, train_tokens = self.config, self._corpus.train.num_tokens
@@ -215,6 +216,32 @@ class LanguageModelRun:
             f"{per_step:,} a step, {steps * per_step / train_tokens:.2f} epochs; "
             + (f"continuing after step {start} of {steps}" if start else f"{steps} steps")
         )
+
+
+def steps_within(
+    max_seconds: float,
+    *,
+    spent: float,
+    step_seconds: float,
+    batch_seconds: float,
+    batches_per_step: float,
+    batches_at_end: int,
+    at_most: int,
+) -> int:
+    """Steps that fit in `max_seconds` of which `spent` are gone, with evaluation batches of `batch_seconds` and report.
+
+    Raises:
+      ValueError: not one step fits.
+    """
+    end = REPORT_SECONDS + batch_seconds * batches_at_end
+    per_step = step_seconds + batch_seconds * batches_per_step
+    steps = min(at_most, int((max_seconds - spent - end) / per_step))
+    if steps < 1:
+        raise ValueError(
+            f"max_seconds is {max_seconds:g}, too few for a step: preparation took {spent:.0f}, evaluation and report "
+            f"will take {end:.0f}, a step {per_step:.1f}; give more, or None"
+        )
+    return steps
 
 
 def open_corpus(config: LanguageModelConfig) -> Corpus:
@@ -267,6 +294,12 @@ def default_run_directory(config: LanguageModelConfig) -> Path:
     pattern = config.model.pattern if isinstance(config.model.pattern, str) else "-".join(config.model.pattern)
     layer = f"-{config.model.linear_layer}" if set(config.model.layers) != {"softmax_attention"} else ""
     return Path("runs") / re.sub(r"[^\w.-]+", "-", f"{Path(config.data.path).stem}-{pattern}{layer}")
+
+
+def init_params(config: DecoderConfig, seed: int) -> PyTree:
+    """The parameters of a new `Decoder` as nested dictionaries."""
+    # Not jitted: compiling all draws as one program takes longer than they do one by one.
+    return nnx.to_pure_dict(nnx.split(Decoder(config, rngs=nnx.Rngs(seed)))[1])
 
 
 def decoder_loss(graphdef: nnx.GraphDef, *, segments: bool, chunk_size: int | None) -> LossFunction:

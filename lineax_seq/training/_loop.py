@@ -33,7 +33,7 @@ class NonFiniteError(FloatingPointError):
         elif leaf is not None:
             cause = f"the first bad leaf is {leaf}"
         else:
-            cause = "every parameter and gradient is finite: the loss or a norm overflowed"
+            cause = "every parameter and gradient is finite: the loss overflowed"
         saved = "no checkpoint was saved" if last_good is None else f"the last good checkpoint is step {last_good}"
         super().__init__(f"training stopped at step {step}: {shown}; {cause}; {saved}")
 

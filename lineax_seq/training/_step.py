@@ -41,11 +41,11 @@ def init_state(params: PyTree, optimizer: optax.GradientTransformation, seed: in
 
 
 def state_leaf_names(params: PyTree) -> list[str]:
-    """Names behind the flags of the `nonfinite` metric: every parameter, then the gradient of every parameter."""
+    """Names behind the flags of the `nonfinite` metric: parameters, their gradients, parameters after the update."""
     paths = [
         jax.tree_util.keystr(p, simple=True, separator=".") for p, _ in jax.tree_util.tree_leaves_with_path(params)
     ]
-    return [f"parameter {p}" for p in paths] + [f"gradient of {p}" for p in paths]
+    return [f"{what} {path}" for what in ("parameter", "gradient of", "updated parameter") for path in paths]
 
 
 def split_batch(batch: Batch, microbatches: int) -> Batch:
@@ -76,6 +76,11 @@ def _gradient(loss_function: LossFunction, params: PyTree, batch: Batch, rng: ja
     return total
 
 
+def _squares(tree: PyTree) -> jax.Array:
+    """Sum of squares of every leaf, float32 [leaves]."""
+    return jnp.stack([jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)])
+
+
 def make_train_step(
     loss_function: LossFunction, optimizer: optax.GradientTransformation, *, microbatches: int = 1
 ) -> TrainStep:
@@ -85,8 +90,8 @@ def make_train_step(
     compilation serves every schedule and every number of steps.
 
     Metrics (device scalars, float32): `loss` (nats per token), `tokens` (sum of weights), `grad_norm` (before
-    clipping), `update_norm`, `param_norm` (after the update), and `nonfinite`, flags in the order of
-    `state_leaf_names`; they are looked up only when one of the scalars is not finite.
+    clipping), `update_norm`, `param_norm` (after the update), and `nonfinite`, bool flags in the order of
+    `state_leaf_names`.
     """
     if microbatches < 1:
         raise ValueError(f"make_train_step: microbatches is {microbatches}; it must be at least 1")
@@ -98,22 +103,17 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: (learning_rate * u).astype(u.dtype), updates)
         params = optax.apply_updates(state.params, updates)
+        # One sum of squares per leaf serves the norms and tells which leaf is not finite (or too large to square). In
+        # the order of cause and effect, so that the first bad leaf is where it began.
+        squares = [_squares(state.params), _squares(grads), _squares(params)]
         metrics = {
             "loss": nll / weight,
             "tokens": weight,
-            "grad_norm": optax.tree.norm(grads),
-            "update_norm": optax.tree.norm(updates),
-            "param_norm": optax.tree.norm(params),
+            "grad_norm": jnp.sqrt(squares[1].sum()),
+            "update_norm": jnp.sqrt(_squares(updates).sum()),
+            "param_norm": jnp.sqrt(squares[2].sum()),
+            "nonfinite": ~jnp.isfinite(jnp.concatenate(squares)),
         }
-        # The parameters that went in come first: when both are bad, they are the cause and the gradients the effect.
-        leaves = jax.tree.leaves((state.params, grads))
-        healthy = jnp.isfinite(jnp.stack(list(metrics.values()))).all()
-        metrics["nonfinite"] = jax.lax.cond(
-            healthy,
-            lambda leaves: jnp.zeros(len(leaves), bool),
-            lambda leaves: jnp.stack([~jnp.isfinite(x).all() for x in leaves]),
-            leaves,
-        )
         return TrainState(state.step + 1, params, opt_state, state.rng), metrics
 
     return jax.jit(train_step, donate_argnums=0)

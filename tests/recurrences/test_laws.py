@@ -11,6 +11,7 @@ from tolerances import GRADIENTS, OUTPUTS, assert_close, relative_rms
 
 import lineax_seq as ls
 from lineax_seq import monoid, operator as operator_module
+from lineax_seq.arguments import rate, wide_rate
 from lineax_seq.monoid import Segmented
 
 every_recurrence = pytest.mark.parametrize("operator", ls.RECURRENCES.values(), ids=ls.RECURRENCES.keys())
@@ -31,7 +32,12 @@ def packed_reference(operator, dtype):
 def test_monoid_laws(operator, packed, x64):
     record = operator.recurrence
     fields = operator.fields(operator.example(jax.random.key(0), B=1, T=3, H=1, K=4, V=5, D=6, dtype=jnp.float64))
-    token = lambda t: {name: x[0, t, 0] if record.has_heads else x[0, t] for name, x in fields.items()}  # noqa: E731
+    one_head = lambda name, x: x[0] if record.head_letter(name) else x  # noqa: E731
+
+    def token(t):
+        xs = {name: fields[name][0, t] for name in record.fields} | {name: fields[name] for name in record.parameters}
+        return {name: one_head(name, x) for name, x in xs.items()}
+
     a, b, c = (record.element(token(t)) for t in range(3))
     zero = record.init_state(token(0))
     state = jax.tree.map(lambda s: s + jax.random.normal(jax.random.key(1), s.shape, s.dtype), zero)
@@ -191,12 +197,25 @@ def test_packed_documents_equal_separate_runs(operator):
 # ---- numbers
 
 
-def _extreme(operator, case, **values):
-    """Replace arguments by constants, or by functions of what they are."""
-    for name, value in values.items():
-        if name in case.args:
-            x = case.args[name]
-            case.args[name] = value(np.asarray(x)) if callable(value) else jnp.full_like(x, value)
+# What a log-decay of 1 is in each argument that stands for one.
+DECAYS = {"g": 1.0, "slopes": -1.0, "A": 100.0}
+
+
+def _changes(operator, extreme):
+    """argument -> its constant, or function of what it is. `g` stands for every decay, `beta` for every rate."""
+    changes = {}
+    for name, argument in operator.arguments.items():
+        key = "g" if name in DECAYS else "beta" if argument.draw in (rate, wide_rate) else name
+        if key in EXTREMES[extreme]:
+            value, unit = EXTREMES[extreme][key], DECAYS.get(name, 1.0)
+            changes[name] = (lambda x, f=value, u=unit: f(x / u) * u) if callable(value) else value * unit
+    return changes
+
+
+def _extreme(case, changes):
+    for name, value in changes.items():
+        x = case.args[name]
+        case.args[name] = value(np.asarray(x)) if callable(value) else jnp.full_like(x, value)
     return case
 
 
@@ -232,18 +251,38 @@ EXTREMES = {
 }
 
 
-@every_recurrence
-@pytest.mark.parametrize("extreme", EXTREMES)
+@pytest.mark.parametrize(
+    ("operator", "extreme"),
+    [
+        pytest.param(operator, extreme, id=f"{name}-{extreme}")
+        for name, operator in ls.RECURRENCES.items()
+        for extreme in EXTREMES
+        if _changes(operator, extreme)
+    ],
+)
 def test_extremes(operator, extreme):
     """Finite and right where factored exponentials overflow and powers of the WY matrix cancel. K=8 < C=16."""
-    changes = EXTREMES[extreme]
-    if not changes.keys() & operator.arguments.keys():
-        pytest.skip(f"{operator.name} has none of {', '.join(changes)}")
-    case = _extreme(operator, Case(operator), **changes).rounded("float32")
+    case = _extreme(Case(operator), _changes(operator, extreme)).rounded("float32")
     out, grads = reference(operator, case)
     got, got_grads = evaluate(operator, "chunk", case, "float32")
     assert_close(got, out, OUTPUTS["float32"], "outputs")
     assert_close(got_grads, grads, GRADIENTS["float32"], "gradients")
+
+
+@pytest.mark.parametrize(
+    "operator", [pytest.param(op, id=n) for n, op in ls.RECURRENCES.items() if "g" in op.arguments]
+)
+def test_gates_that_close_completely(operator):
+    """g = -inf now and then forgets exactly, and its gradient is zero, not NaN."""
+    case = Case(operator).rounded("float32")
+    g = np.array(case.args["g"])
+    closed = np.random.default_rng(0).random(g.shape) < 0.1
+    case.args["g"] = np.where(closed, -np.inf, g)
+    out, grads = reference(operator, case)
+    got, got_grads = evaluate(operator, "chunk", case, "float32")
+    assert_close(got, out, OUTPUTS["float32"], "outputs")
+    assert_close(got_grads, grads, GRADIENTS["float32"], "gradients")
+    np.testing.assert_array_equal(np.asarray(got_grads[0]["g"])[closed], 0)
 
 
 # ---- compilation and memory

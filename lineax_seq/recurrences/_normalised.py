@@ -1,0 +1,180 @@
+"""Family: outputs divided by what the weights sum to, which the state carries along.
+
+NORMALISED   S_t = S_{t-1} + k_t v_t^T,  z_t = z_{t-1} + k_t,  o_t = q_t S_t / (q_t z_t + eps)
+STABILISED   the same with decays exp f_t and weights exp i_t, both divided by exp m_t, the largest weight there is
+RUNNING      one softmax over time per key channel: S_t = sum_j exp(k_j - z_t) v_j^T,  z_t = log sum_j exp k_j
+
+What must not overflow depends on the state (m, z), and `prepare` does not know it. It works with the chunk's own
+maxima and sums instead, and `readout` brings both to the larger of the two: exponents are differences to a maximum,
+never positive.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..monoid import Monoid
+from ..recurrence import Recurrence
+from ..typing import Inputs
+from . import _decay, _scalar
+
+EPS = 1e-12  # keeps 0 / 0 away; features are about 1
+EMPTY = -1e30  # the log of nothing: finite, so that EMPTY - EMPTY is 0 and not NaN
+# exp(-m) below which a denominator counts as exp(-40), 1e-18 of the largest weight: its inverse square is a float32.
+LARGEST_LOG = 40.0
+
+
+def _log_mask(kept: jax.Array, like: jax.Array) -> jax.Array:
+    """0 where kept, EMPTY elsewhere: what a masked logarithm is added to. Factors are floats, so that they pull back."""
+    return jnp.where(kept, 0, EMPTY).astype(like.dtype)
+
+
+# ---- NORMALISED
+
+
+class Sums(NamedTuple):
+    reads: jax.Array  # [C, K] queries of the tokens that the entering state reaches
+    intra: jax.Array  # [C, V] numerators of the chunk's own tokens
+    weight: jax.Array  # [C] their denominators
+    through: jax.Array  # () 1, or 0 when a document starts
+    values: jax.Array  # [K, V] what the tokens add to S
+    keys: jax.Array  # [K] and to z
+
+
+def _add(earlier, later):
+    return jax.tree.map(jnp.add, earlier, later)
+
+
+ADDITIVE = Monoid(_add, _add, lambda state: jax.tree.map(jnp.zeros_like, state))
+"""Summaries that are added to the state, whatever its tree."""
+
+
+def _quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    return numerator / (denominator[..., None] + EPS)
+
+
+def _prepare_sums(x: Inputs, keep: jax.Array | None) -> Sums:
+    docs = _decay.documents(keep)
+    scores = _decay.causal(x["q"] @ x["k"].T, docs)
+    reads, writes, through = x["q"], x["k"], jnp.ones((), x["k"].dtype)
+    if docs is not None:
+        reads, writes = _decay.mask(reads, docs.entry), _decay.mask(writes, docs.exit)
+        through = docs.through.astype(through.dtype)
+    return Sums(reads, scores @ x["v"], scores.sum(-1), through, writes.T @ x["v"], writes.sum(0))
+
+
+def _advance_sums(factors: Sums, state):
+    return (factors.through * state[0] + factors.values, factors.through * state[1] + factors.keys), None
+
+
+def _readout_sums(factors: Sums, state, extra: None) -> jax.Array:
+    return _quotient(factors.intra + factors.reads @ state[0], factors.weight + factors.reads @ state[1])
+
+
+NORMALISED = Recurrence(
+    name="normalised",
+    fields={"q": "H K", "k": "H K", "v": "HV V"},
+    element=lambda x: (x["k"][:, None] * x["v"][None, :], x["k"]),
+    output=lambda x, state, previous: _quotient(x["q"] @ state[0], x["q"] @ state[1]),
+    monoid=ADDITIVE,
+    init_state=lambda x: (_scalar.init_state(x), jnp.zeros_like(x["k"])),
+    prepare=_prepare_sums,
+    advance=_advance_sums,
+    readout=_readout_sums,
+)
+
+
+# ---- STABILISED
+
+
+class Weighted(NamedTuple):
+    """The summary: sums of weights exp(log_size), and the log-decay of what came before."""
+
+    log_decay: jax.Array  # ()
+    log_size: jax.Array  # () the largest log-weight; `values` and `keys` are divided by its exponential
+    values: jax.Array  # [K, V]
+    keys: jax.Array  # [K]
+
+
+class Stabilised(NamedTuple):
+    q: jax.Array  # [C, K]
+    intra: jax.Array  # [C, V] numerators of the chunk's own tokens, over exp(size)
+    weight: jax.Array  # [C] their denominators, over exp(size)
+    size: jax.Array  # [C] the largest log-weight of the chunk's tokens up to this one
+    entering: jax.Array  # [C] log of what is left of the entering state
+    log_decay: jax.Array  # () the same at the chunk's exit
+    log_size: jax.Array  # () the largest log-weight at the chunk's exit
+    values: jax.Array  # [K, V] what the tokens add to C, over exp(log_size)
+    keys: jax.Array  # [K] and to n
+
+
+def _add_weighted(summary: Weighted | Stabilised, state):
+    """The true state is C exp m and n exp m. m only keeps the numbers in range, so it is a constant to the gradient."""
+    C, n, m = state
+    largest = lax.stop_gradient(jnp.maximum(summary.log_decay + m, summary.log_size))
+    old, new = jnp.exp(summary.log_decay + m - largest), jnp.exp(summary.log_size - largest)
+    return old * C + new * summary.values, old * n + new * summary.keys, largest
+
+
+def _combine_weighted(earlier: Weighted, later: Weighted) -> Weighted:
+    C, n, m = _add_weighted(later, (earlier.values, earlier.keys, earlier.log_size))
+    return Weighted(earlier.log_decay + later.log_decay, m, C, n)
+
+
+def _nothing_weighted(state) -> Weighted:
+    C, n, m = state
+    return Weighted(jnp.zeros_like(m), jnp.full_like(m, EMPTY), jnp.zeros_like(C), jnp.zeros_like(n))
+
+
+WEIGHTED = Monoid(_combine_weighted, _add_weighted, _nothing_weighted)
+
+
+def _bounded_quotient(numerator: jax.Array, denominator: jax.Array, m: jax.Array) -> jax.Array:
+    """numerator / max(|denominator|, exp(-m)): `max(|n q|, 1)` of the true state.
+
+    Both sides are multiplied by exp(min(m, 0)), so that exp(-m) does not overflow.
+    """
+    down = jnp.exp(jnp.minimum(m, 0))
+    smallest = jnp.exp(-jnp.clip(m, 0, LARGEST_LOG))
+    return numerator * (down / jnp.maximum(jnp.abs(denominator) * down, smallest))[..., None]
+
+
+def _prepare_weighted(x: Inputs, keep: jax.Array | None) -> Stabilised:
+    (pairs, sums), docs = _decay.pair_sums(x["f"]), _decay.documents(keep)
+    kept = jnp.tril(jnp.ones(pairs.shape, bool)) if docs is None else jnp.tril(docs.same)
+    logs = jnp.where(kept, pairs + x["i"][None, :], EMPTY)
+    size = lax.stop_gradient(logs.max(-1))
+    scores = x["q"] @ x["k"].T * jnp.exp(logs - size[:, None])
+    entering, exits = sums.forward, sums.backward + x["i"]
+    log_decay = entering[-1]
+    if docs is not None:
+        entering, exits = jnp.where(docs.entry, entering, EMPTY), jnp.where(docs.exit, exits, EMPTY)
+        log_decay = jnp.where(docs.through, log_decay, EMPTY)
+    log_size = lax.stop_gradient(exits.max())
+    writes = x["k"] * jnp.exp(exits - log_size)[:, None]
+    intra, values = scores @ x["v"], writes.T @ x["v"]
+    return Stabilised(x["q"], intra, scores.sum(-1), size, entering, log_decay, log_size, values, writes.sum(0))
+
+
+def _readout_weighted(factors: Stabilised, state, extra: None) -> jax.Array:
+    C, n, m = state
+    largest = lax.stop_gradient(jnp.maximum(factors.size, factors.entering + m))
+    own, old = jnp.exp(factors.size - largest), jnp.exp(factors.entering + m - largest)
+    numerator = own[:, None] * factors.intra + old[:, None] * (factors.q @ C)
+    return _bounded_quotient(numerator, own * factors.weight + old * (factors.q @ n), largest)
+
+
+STABILISED = Recurrence(
+    name="stabilised",
+    fields={"q": "H K", "k": "H K", "v": "HV V", "i": "HV", "f": "HV"},
+    padding={"i": EMPTY},
+    element=lambda x: Weighted(x["f"], x["i"], x["k"][:, None] * x["v"][None, :], x["k"]),
+    output=lambda x, state, previous: _bounded_quotient(x["q"] @ state[0], x["q"] @ state[1], state[2]),
+    monoid=WEIGHTED,
+    init_state=lambda x: (_scalar.init_state(x), jnp.zeros_like(x["k"]), jnp.full_like(x["f"], EMPTY)),
+    prepare=_prepare_weighted,
+    advance=lambda factors, state: (_add_weighted(factors, state), None),
+    readout=_readout_weighted,
+)

@@ -1,0 +1,29 @@
+"""HGRN-2: S_t = diag(exp g_t) S_{t-1} + (1 - exp g_t) v_t^T,  o_t = q_t S_t.
+
+Gated linear attention whose keys are what its forget gates let go of: k = 1 - exp g. g is the natural log of the decay
+of each key channel, <= 0, and belongs to the key heads. A layer's lower bound of the decay is part of g.
+
+Source: Qin et al. 2024, arXiv:2404.07904, eq. 6 (our exp g is their f).
+"""
+
+import jax.numpy as jnp
+
+from ..arguments import QUERIES, VALUES, Argument, log_decay
+from ..layout import compute_dtype
+from ..operator import Operator
+from ._diagonal import DIAGONAL_DECAY
+
+
+def _lower(xs: dict) -> dict:
+    g = xs["g"].astype(compute_dtype(xs))
+    # expm1: a slow gate's key is as small as its g, and 1 - exp g would round it off
+    return {**xs, "k": -jnp.expm1(g), "g": jnp.repeat(g, xs["v"].shape[2] // g.shape[2], axis=2)}
+
+
+hgrn2 = Operator(
+    name="hgrn2",
+    recurrence=DIAGONAL_DECAY,
+    arguments={"q": QUERIES, "v": VALUES, "g": Argument("B T H K", log_decay)},
+    about=__doc__,
+    lower=_lower,
+)

@@ -1,0 +1,57 @@
+"""RWKV-6: o_t = q_t (S_{t-1} + diag(u) k_t v_t^T),  S_t = diag(exp g_t) S_{t-1} + k_t v_t^T.
+
+A query reads the state before its token, and the token itself through the bonus u per key channel instead. q is
+RWKV's receptance r, g the natural log of its decay w, <= 0 (-exp of the low-rank projection). scale is 1 by default.
+
+Source: Peng et al. 2024 (Eagle and Finch), arXiv:2404.05892, section 4.2 (WKV with the data-dependent decay).
+"""
+
+from collections.abc import Callable
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ..arguments import CHANNEL_DECAYS, KEYS, QUERIES, VALUES, Argument
+from ..monoid import DECAY
+from ..operator import Operator
+from ..recurrence import Recurrence
+from ..typing import Inputs
+from . import _decay, _diagonal, _scalar
+
+
+def _output(x: Inputs, state: jax.Array, previous: jax.Array) -> jax.Array:
+    return x["q"] @ previous + (x["q"] * x["u"] * x["k"]).sum() * x["v"]
+
+
+def _prepare(decayed: Callable, x: Inputs, keep: jax.Array | None) -> _scalar.Factors:
+    docs, earlier = _decay.documents(keep), _diagonal.one_earlier(x["q"])
+    scores, sums = decayed(earlier, x["k"], x["g"])
+    scores = _diagonal.one_later(scores + jnp.diag((earlier * x["k"]).sum(-1)))
+    scores = _decay.causal(scores + jnp.diag((x["q"] * x["u"] * x["k"]).sum(-1)), docs)
+    factors = _scalar.factors(x, scores, jnp.exp(sums.forward), jnp.exp(sums.backward), docs)
+    reads = x["q"] * jnp.exp(_diagonal.one_later(sums.forward))
+    return factors._replace(reads=reads if docs is None else _decay.mask(reads, docs.entry))
+
+
+DIAGONAL_DECAY_BONUS = Recurrence(
+    name="diagonal_decay_bonus",
+    fields={"q": "H K", "k": "H K", "v": "HV V", "g": "HV K"},
+    parameters={"u": "H K"},
+    element=_diagonal.element,
+    output=_output,
+    monoid=DECAY,
+    init_state=_scalar.init_state,
+    **_diagonal.by_gates(_prepare),
+    advance=_scalar.advance,
+    readout=_scalar.readout,
+)
+
+rwkv6 = Operator(
+    name="rwkv6",
+    recurrence=DIAGONAL_DECAY_BONUS,
+    arguments={"q": QUERIES, "k": KEYS, "v": VALUES, "g": CHANNEL_DECAYS, "u": Argument("H K")},
+    about=__doc__,
+    default_scale=1.0,
+)

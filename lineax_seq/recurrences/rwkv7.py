@@ -1,0 +1,113 @@
+"""RWKV-7: S_t = diag(exp g_t) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T,  o_t = q_t S_t.
+
+A transition that is diagonal plus low rank; a reads the state before it decays. RWKV-7 has a = -kappa and
+b = kappa * eta, with |kappa| = 1 its removal key and eta in (0, 1) its rates; keeping the transition from growing is
+the caller's. q is its receptance r, g the natural log of its decay w, <= 0. scale is 1 by default.
+
+Chunk form, with G the cumulated g, G' the one of the token before, and R_t = a_t^T S_{t-1} what a token reads:
+
+    A_ab = (a_i · b_j) exp(G'_i - G_j) and A_ak likewise, j < i;  A_qb = (q_i · b_j) exp(G_i - G_j) and A_qk, j <= i
+    X = (I - A_ab)^-1,  W = X (A exp G'),  R = W S_0 + X A_ak V
+    O = (Q exp G) S_0 + A_qb R + A_qk V,   S_C = exp(G_C) S_0 + (B exp(G_C - G))^T R + (K exp(G_C - G))^T V
+
+Source: Peng et al. 2025 (RWKV-7), arXiv:2503.14456, section 4 (the weighted key value state evolution).
+"""
+
+from collections.abc import Callable
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..arguments import CHANNEL_DECAYS, KEYS, QUERIES, VALUES, Argument, rate, unit
+from ..monoid import DENSE, Affine
+from ..operator import Operator
+from ..recurrence import Recurrence
+from ..typing import Inputs
+from . import _decay, _diagonal, _scalar
+from ._triangular import unit_lower_inverse
+
+
+class Factors(NamedTuple):
+    reads: jax.Array  # [C, K] queries, decayed from the chunk's entry
+    intra: jax.Array  # A_qk V [C, V] outputs of the chunk's own values
+    scores: jax.Array  # A_qb [C, C] of queries on what b puts back
+    decay: jax.Array  # [K, 1] what is left of the entering state
+    offset: jax.Array  # [K, V] what the chunk's values add to it
+    returns: jax.Array  # [C, K] b, decayed until the chunk's exit
+    state_reads: jax.Array  # W [C, K] what a reads of the entering state
+    own_reads: jax.Array  # X A_ak V [C, V] and of the chunk's values
+
+
+def _element(x: Inputs) -> Affine:
+    transition = jnp.diag(jnp.exp(x["g"])) + x["b"][:, None] * x["a"][None, :]
+    return Affine(transition, x["k"][:, None] * x["v"][None, :])
+
+
+def _update(x: Inputs, state: jax.Array) -> jax.Array:
+    read, written = x["a"] @ state, x["k"][:, None] * x["v"][None, :]
+    return jnp.exp(x["g"])[:, None] * state + x["b"][:, None] * read[None, :] + written
+
+
+def _prepare(decayed: Callable, x: Inputs, keep: jax.Array | None) -> Factors:
+    docs = _decay.documents(keep)
+    queries, keys = jnp.stack([x["q"], _diagonal.one_earlier(x["a"])]), jnp.stack([x["k"], x["b"]])
+    scores, sums = decayed(queries, keys, x["g"])
+    scores = scores + jnp.einsum("scd,rcd->src", queries, keys)[..., None] * jnp.eye(keys.shape[1], dtype=keys.dtype)
+    qk, qb = (_decay.causal(s, docs) for s in scores[0])
+    ak, ab = (_decay.causal(_diagonal.one_later(s), docs, strict=True) for s in scores[1])
+
+    base = _scalar.factors(x, qk, jnp.exp(sums.forward), jnp.exp(sums.backward), docs)
+    reads, returns = x["a"] * jnp.exp(_diagonal.one_later(sums.forward)), x["b"] * jnp.exp(sums.backward)
+    if docs is not None:
+        reads, returns = _decay.mask(reads, docs.entry), _decay.mask(returns, docs.exit)
+    inverse = unit_lower_inverse(-ab)
+    return Factors(
+        base.reads, base.intra, qb, base.decay, base.offset, returns, inverse @ reads, inverse @ (ak @ x["v"])
+    )
+
+
+def _advance(factors: Factors, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+    read = factors.own_reads + factors.state_reads @ state
+    return factors.decay * state + factors.offset + factors.returns.T @ read, read
+
+
+def _readout(factors: Factors, state: jax.Array, read: jax.Array) -> jax.Array:
+    return factors.intra + factors.reads @ state + factors.scores @ read
+
+
+DIAGONAL_PLUS_LOW_RANK = Recurrence(
+    name="diagonal_plus_low_rank",
+    fields={"q": "H K", "k": "H K", "v": "HV V", "g": "HV K", "a": "HV K", "b": "HV K"},
+    element=_element,
+    output=_scalar.output,
+    monoid=DENSE,
+    init_state=_scalar.init_state,
+    update=_update,
+    **_diagonal.by_gates(_prepare),
+    advance=_advance,
+    readout=_readout,
+)
+
+
+def _removal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Vectors shorter than one, as kappa * eta."""
+    directions, rates = jax.random.split(key)
+    return unit(directions, shape) * rate(rates, shape)
+
+
+rwkv7 = Operator(
+    name="rwkv7",
+    recurrence=DIAGONAL_PLUS_LOW_RANK,
+    arguments={
+        "q": QUERIES,
+        "k": KEYS,
+        "v": VALUES,
+        "g": CHANNEL_DECAYS,
+        "a": Argument("B T HV K", unit),
+        "b": Argument("B T HV K", _removal),
+    },
+    about=__doc__,
+    default_scale=1.0,
+)

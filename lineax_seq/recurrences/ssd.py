@@ -1,0 +1,58 @@
+"""State space duality (Mamba-2): S_t = exp(dt_t A) S_{t-1} + B_t (dt_t x_t)^T,  y_t = C_t S_t + D x_t.
+
+Mamba-2's names for scalar-decay linear attention: q = C, k = B, v = dt x, g = dt A. dt > 0 is the step after softplus
+and bias, A < 0 is -exp(A_log), both per value head; the H heads of B and C are Mamba-2's groups. There is no scale.
+
+Source: Dao & Gu 2024, arXiv:2405.21060, eq. 1 with the scalar A of section 5, discretised as in section 7.
+"""
+
+import jax
+
+from ..arguments import Argument
+from ..layout import compute_dtype
+from ..operator import Operator
+from ._scalar import SCALAR_DECAY
+
+
+def _steps(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Log-uniform in [1e-3, 1e-1], Mamba-2's initial steps."""
+    return 10.0 ** jax.random.uniform(key, shape, minval=-3.0, maxval=-1.0)
+
+
+def _negative(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return -jax.random.uniform(key, shape, minval=1.0, maxval=16.0)
+
+
+def _lower(xs: dict) -> dict:
+    dtype = compute_dtype(xs)
+    dt = xs["dt"].astype(dtype)
+    return {
+        "q": xs["C"],
+        "k": xs["B"],
+        "v": xs["x"].astype(dtype) * dt[..., None],
+        "g": dt * xs["A"].astype(dtype),
+    }
+
+
+def _finish(o: jax.Array, xs: dict) -> jax.Array:
+    if "D" in xs:
+        o = o + xs["D"].astype(o.dtype)[:, None] * xs["x"].astype(o.dtype)
+    return o.astype(xs["x"].dtype)
+
+
+ssd = Operator(
+    name="ssd",
+    recurrence=SCALAR_DECAY,
+    arguments={
+        "x": Argument("B T HV V"),
+        "dt": Argument("B T HV", _steps),
+        "A": Argument("HV", _negative),
+        "B": Argument("B T H K"),
+        "C": Argument("B T H K"),
+        "D": Argument("HV", optional=True),
+    },
+    about=__doc__,
+    lower=_lower,
+    finish=_finish,
+    scaled=False,
+)

@@ -1,0 +1,184 @@
+"""The main job end to end on a small text: files, exit codes, exact resume, generation."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from flax import nnx
+
+from experiments import generate, train_lm
+from lineax_seq.data import ByteTokenizer
+from lineax_seq.training import load_language_model, read_metrics
+
+ROOT = Path(__file__).parents[2]
+STEPS = 300
+
+
+def flags(folder, *more, steps=STEPS):
+    """One layer of width 16 on bytes; the text is the licence of this repository."""
+    (folder / "text.txt").write_bytes((ROOT / "LICENSE").read_bytes())
+    return [
+        *("--data", str(folder / "text.txt"), "--data.tokenizer", "bytes", "--data.context", "32"),
+        *("--data.cache-dir", str(folder / "corpora"), "--run-dir", str(folder / "run")),
+        *("--model.vocab-size", "258", "--model.d-model", "16", "--model.num-layers", "1", "--model.pattern", "L"),
+        *("--model.num-heads", "1", "--training.batch-size", "2", "--training.steps", str(steps)),
+        *("--training.max-seconds", "None", "--training.eval-rows", "4", "--training.checkpoint-every", "50"),
+        *("--training.eval-every", "100", "--training.samples", "1", "--training.sample-tokens", "8"),
+        *("--optimizer.name", "adamw", "--optimizer.learning-rate", "0.01", *more),
+    ]
+
+
+def losses(folder):
+    return [(r["step"], r["loss"]) for r in read_metrics(folder / "run") if "loss" in r]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    assert train_lm.main(flags(folder)) == 0
+    return folder
+
+
+def test_a_run_leaves_everything_and_learns(whole):
+    run = whole / "run"
+    results = json.loads((run / "results.json").read_text())
+    evaluations = [r["eval_bits_per_byte"] for r in read_metrics(run) if "eval_bits_per_byte" in r]
+    assert len(evaluations) == 3 and evaluations[-1] == results["bits_per_byte"] < 5.0 < losses(whole)[0][1] / 0.6931
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "samples.txt").read_text().count(">>>") == 1
+    assert {"gzip -9", "bzip2 -9", "xz -9e"} == set(results["compressors"])
+    assert not [path.name for path in run.iterdir() if path.name.startswith(".")]
+
+
+def test_a_finished_run_reports_again_without_training(whole, capsys):
+    assert train_lm.main(flags(whole)) == 0
+    output = capsys.readouterr()
+    assert "held-out text" in output.out and "xz -9e" in output.out and "step 1/" not in output.err
+
+
+def test_sigterm_saves_exits_0_and_the_same_command_ends_bit_identical(whole, tmp_path):
+    command = [sys.executable, "-m", "experiments.train_lm", *flags(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    lines = []
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("step 1/"):
+                process.send_signal(signal.SIGTERM)
+    assert process.returncode == 0, "".join(lines)
+    assert "stopped by SIGTERM, saved" in lines[-1]
+    saved = len(losses(tmp_path))
+    assert 1 <= saved < STEPS and load_language_model(tmp_path / "run")[2] == saved
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert train_lm.main(flags(tmp_path)) == 0
+    assert losses(tmp_path) == losses(whole)
+    read = [(f / "run" / "results.json").read_text() for f in (whole, tmp_path)]
+    assert json.loads(read[0])["bits_per_byte"] == json.loads(read[1])["bits_per_byte"]
+
+
+def test_non_finite_loss_exits_1_and_names_step_and_leaf(tmp_path, capsys):
+    assert train_lm.main(flags(tmp_path, "--optimizer.learning-rate", "1e15")) == 1
+    error = capsys.readouterr().err
+    leaf = "(parameter|gradient of|updated parameter) [a-z]"
+    assert re.search(rf"training stopped at step \d+: .*(nan|inf).*; the first bad leaf is {leaf}", error)
+    assert "no checkpoint was saved" in error
+
+
+def test_bfloat16_compute_trains_float32_parameters(tmp_path):
+    assert train_lm.main(flags(tmp_path, "--model.dtype", "bfloat16", "--training.samples", "0", steps=100)) == 0
+    model, _, step = load_language_model(tmp_path / "run")
+    assert step == 100 and {str(x.dtype) for x in jax.tree.leaves(nnx.state(model))} == {"float32"}
+    assert losses(tmp_path)[-1][1] < losses(tmp_path)[0][1] - 1.0
+
+
+def test_other_flags_for_the_same_run_are_refused(whole, capsys):
+    before = (whole / "run" / "config.json").read_text()
+    assert train_lm.main(flags(whole, "--optimizer.weight-decay", "0.5", "--data.context", "64")) == 2
+    error = capsys.readouterr().err
+    assert "data.context: 32 there, 64 here" in error and "optimizer.weight_decay: 0.1 there, 0.5 here" in error
+    assert (whole / "run" / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--optimizer.learning-rat", "1"], "--optimizer.learning-rate"),
+        (["--trainig.steps", "1"], "--training.steps"),
+        (["--model.linear-options", "expand_vv=1"], "expand_v"),
+        (["--training.batch-size", "5", "--training.microbatches", "2"], "microbatches"),
+        (["--training.steps", "many"], "--training.steps"),
+    ],
+)
+def test_bad_flags_exit_2_and_say_what_to_do(more, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_lm.main(flags(tmp_path, *more))
+    assert stop.value.code == 2
+    output = capsys.readouterr()
+    assert message in output.err + output.out
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--data", "nowhere.txt"], "no file or folder 'nowhere.txt'"),
+        (["--model.vocab-size", "4096"], "set --model.vocab-size 258"),
+        (["--data.context", "100000"], "shorter length"),
+    ],
+)
+def test_what_does_not_fit_exits_2_and_leaves_no_run(more, message, tmp_path, capsys):
+    assert train_lm.main(flags(tmp_path, *more)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_shows_defaults_and_meaning(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_lm.main(["--help"])
+    assert stop.value.code == 0
+    text = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    for part in ("--data", "--model.pattern", "Peak learning rate. (default:", "Tokens in a row. (default: 2048)"):
+        assert part in text
+
+
+def test_generate_streams_what_the_model_draws(whole, capsys):
+    command = [str(whole / "run"), "--prompt", "The Work", "--max-new-tokens", "12", "--seed", "4"]
+    assert generate.main(command) == 0
+    first = capsys.readouterr()
+    assert first.out.startswith("The Work") and len(first.out) > len("The Work\n")
+    assert f"step {STEPS} of" in first.err
+    assert generate.main(command) == 0
+    assert capsys.readouterr().out == first.out
+
+
+def test_stream_never_shows_a_part_of_a_character():
+    shown = []
+    take = generate.stream(ByteTokenizer(), shown.append)
+    for token in "né😀".encode()[:-1]:
+        take(token)
+    assert shown == ["n", "é"]
+    take(None, last=True)
+    assert "".join(shown) == "né\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["nowhere"], "there is no folder nowhere"),
+        (["{run}", "--step", "7"], "no checkpoint of step 7"),
+        (["{run}", "--top-p", "2"], "top_p"),
+        (["{empty}"], "no finished checkpoint"),
+    ],
+)
+def test_generate_refuses_with_exit_2(whole, tmp_path, capsys, command, message):
+    (tmp_path / "config.json").write_text((whole / "run" / "config.json").read_text())
+    (tmp_path / "checkpoints").mkdir()
+    command = [part.format(run=whole / "run", empty=tmp_path) for part in command]
+    assert generate.main(command) == 2
+    assert message in capsys.readouterr().err
