@@ -28,7 +28,7 @@ _OPTIONS = dict(
 _COMMON_DOC = """
 
 Call: `o, final_state = {name}({arguments}, *, scale=None, initial_state=None, segment_ids=None, form="chunk",
-chunk_size=None, implementation=None, axis_name=None{causal})`; one token without its T axis:
+chunk_size=None, implementation=None, axis_name=None{directions})`; one token without its T axis:
 `o_t, state = {name}.step({arguments}, *, state, scale=None)`.
 
 Args:
@@ -41,7 +41,7 @@ Args:
     chunk_size: C, a power of two; None is the fastest measured. T need not be divisible by it.
     implementation: None (the fastest that supports platform, shapes and dtype), "xla", "mosaic_tpu", "mosaic_gpu", or
         a sequence tried in order. A named one never falls back.
-    axis_name: a mesh axis that T is sharded over, inside `jax.shard_map`.
+    axis_name: a mesh axis that T is sharded over, inside `jax.shard_map`.{directions_doc}
 
 Returns:
     o [B, T, {output}] in the dtype of {output_field}, and the final state in float32 (float64 for float64 inputs).
@@ -50,6 +50,11 @@ Raises:
     ValueError: shapes, dtypes or names that do not fit, all offenders at once, before tracing.
     NotImplementedError: a named implementation that cannot, with the reason.
 """
+_CAUSAL_DOC = """
+    causal: False: every token reads its whole document, the future as the recurrence run backwards in time reads it."""
+_BLOCK_DOC = """
+    block_size: every token reads its whole block of so many tokens, counted from the document's start, and earlier
+        blocks as a causal one does; a state belongs between two blocks. None: blocks of one token."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,7 +71,8 @@ class Operator:
             the recurrence.
         scaled: whether the queries (field q) take a scale.
         default_scale: the scale where the caller does not say; None is K**-0.5.
-        bidirectional: None, or (fields, reset, state, scale) -> (final state, o), for `causal=False`.
+        bidirectional: None, or (scale, chunk size, fields, reset, state, blocks) -> (final state, o), for
+            `causal=False` and, where `takes_blocks`, for `block_size=`: `blocks` is None or bool [B, T], where they start.
         zero_is_identity: whether a token whose arguments are all zero leaves the state alone.
         seen: None, or (state or None) -> int, how many tokens of its document the state has seen, `[B]` or a number;
             `lower` then finds each token's place in its document, int `[B, T]` from 0, under the name `position`.
@@ -83,13 +89,14 @@ class Operator:
     scaled: bool = True
     default_scale: float | None = None
     bidirectional: Callable | None = None
+    takes_blocks: bool = False
     zero_is_identity: bool = True
     seen: Callable[[State | None], jax.Array | int] | None = None
     state: str = "[B, HV, K, V]"
     default_chunk_size: int = 64
 
     def __post_init__(self):
-        options = {**_OPTIONS, **({"causal": True} if self.bidirectional else {})}
+        options = {**_OPTIONS, **self._directions}
         names = list(self.arguments)
         required = max(i for i, name in enumerate(names) if not self.arguments[name].optional)
         parameters = [
@@ -113,17 +120,22 @@ class Operator:
             state=self.state,
             output=self.recurrence.fields[self.recurrence.output_field].replace(" ", ", "),
             output_field=self._output_argument(),
-            causal=", causal=True" if self.bidirectional else "",
+            directions="".join(f", {name}={value}" for name, value in self._directions.items()),
+            directions_doc=(_CAUSAL_DOC if self.bidirectional else "") + (_BLOCK_DOC if self.takes_blocks else ""),
         )
         object.__setattr__(self, "__signature__", inspect.Signature(parameters))
         object.__setattr__(self, "__doc__", doc)
         object.__setattr__(self, "__name__", self.name)
 
+    @property
+    def _directions(self) -> dict:
+        return ({"causal": True} if self.bidirectional else {}) | ({"block_size": None} if self.takes_blocks else {})
+
     def __repr__(self) -> str:
         return f"<recurrence {self.name}({', '.join(self.arguments)})>"
 
     def __call__(self, *args, **kwargs) -> tuple[jax.Array, State]:
-        values, options = self._bind(args, kwargs, {**_OPTIONS, "causal": True}, self.name)
+        values, options = self._bind(args, kwargs, {**_OPTIONS, "causal": True, "block_size": None}, self.name)
         xs, dims = self._checked(self.name, values, self.arguments)
         scale = self._scale(self.name, options["scale"], dims)
         _check_one_of(self.name, "form", options["form"], FORMS)
@@ -137,12 +149,13 @@ class Operator:
                 f"{self.name}: axis_name={options['axis_name']!r}: sequence parallelism is not built yet; "
                 "gather T on one device and leave axis_name out."
             )
-        if not options["causal"]:
-            if self.bidirectional is None:
-                raise ValueError(f"{self.name}: causal=False: this recurrence has no bidirectional form.")
-            if options["form"] == "scan":
-                raise ValueError(f"{self.name}: causal=False has no token scan; leave form out.")
-            o, final = _bidirectional(self, scale, xs, segment_ids, state)
+        block_size = options["block_size"]
+        if not options["causal"] or block_size is not None:
+            self._check_directions(options)
+            run = lambda name: _bidirectional(  # noqa: E731
+                self, name, scale, chunk_size, block_size, xs, segment_ids, state
+            )
+            o, final = dispatch.first_accepting(self.name, names, run)
         elif options["form"] == "scan":
             o, final = _scan(self, scale, xs, segment_ids, state)
         else:
@@ -230,6 +243,18 @@ class Operator:
             signature = ", ".join(f"{name} [{', '.join(argument.letters)}]" for name, argument in arguments.items())
             raise ValueError(f"{caller}: {'; '.join(problems)}. Arguments are {signature}; move or repeat axes to fit.")
         return xs, dims
+
+    def _check_directions(self, options: dict) -> None:
+        block_size = options["block_size"]
+        asked = "causal=False" if block_size is None else f"block_size={block_size!r}"
+        if not (self.bidirectional if block_size is None else self.takes_blocks):
+            raise ValueError(f"{self.name}: {asked}: this recurrence reads the past only; leave it out.")
+        if block_size is not None and (type(block_size) is not int or block_size < 1):
+            raise ValueError(f"{self.name}: {asked}, wants a number of tokens of at least 1, or None.")
+        if block_size is not None and not options["causal"]:
+            raise ValueError(f"{self.name}: causal=False is one block for all; leave block_size out, or causal.")
+        if options["form"] == "scan":
+            raise ValueError(f"{self.name}: {asked} has no token scan; leave form out.")
 
     def _scale_doc(self) -> str:
         if not self.scaled:
@@ -347,6 +372,15 @@ def _chunk(operator: Operator, implementation: str, scale, chunk_size: int, xs, 
     return _finished(operator, xs, run(scale, chunk_size, fields, reset, state))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _bidirectional(operator: Operator, scale, xs, segment_ids, state):
-    return _finished(operator, xs, operator.bidirectional(scale, *_prepared(operator, xs, segment_ids, state)))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _bidirectional(
+    operator: Operator, implementation: str, scale, chunk_size: int, block_size: int | None, xs, segment_ids, state
+):
+    if implementation != "xla":
+        raise NotImplementedError(f"{implementation}: no kernel that reads the future yet")
+    fields, reset, state = _prepared(operator, xs, segment_ids, state)
+    blocks = None
+    if block_size is not None:
+        batch, length = next(iter(xs.values())).shape[:2]
+        blocks = _positions(0, reset, batch, length) % block_size == 0
+    return _finished(operator, xs, operator.bidirectional(scale, chunk_size, fields, reset, state, blocks))

@@ -51,7 +51,7 @@ ADDITIVE = Monoid(_add, _add, lambda state: jax.tree.map(jnp.zeros_like, state))
 """Summaries that are added to the state, whatever its tree."""
 
 
-def _quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+def quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     return numerator / (denominator[..., None] + EPS)
 
 
@@ -70,14 +70,14 @@ def _advance_sums(factors: Sums, state):
 
 
 def _readout_sums(factors: Sums, state, extra: None) -> jax.Array:
-    return _quotient(factors.intra + factors.reads @ state[0], factors.weight + factors.reads @ state[1])
+    return quotient(factors.intra + factors.reads @ state[0], factors.weight + factors.reads @ state[1])
 
 
 NORMALISED = Recurrence(
     name="normalised",
     fields={"q": "H K", "k": "H K", "v": "HV V"},
     element=lambda x: (x["k"][:, None] * x["v"][None, :], x["k"]),
-    output=lambda x, state, previous: _quotient(x["q"] @ state[0], x["q"] @ state[1]),
+    output=lambda x, state, previous: quotient(x["q"] @ state[0], x["q"] @ state[1]),
     monoid=ADDITIVE,
     init_state=lambda x: (_scalar.init_state(x), jnp.zeros_like(x["k"])),
     prepare=_prepare_sums,
@@ -178,3 +178,53 @@ STABILISED = Recurrence(
     advance=lambda factors, state: (_add_weighted(factors, state), None),
     readout=_readout_weighted,
 )
+
+
+# ---- RUNNING
+
+# Where all keys of a chunk are this near to its first one, per channel, one product gives the scores: every power of
+# e in it, and the square of its inverse, is a float32.
+MILD_KEYS = 30.0
+
+
+class Softmax(NamedTuple):
+    """The summary and the state: a softmax over the tokens seen, per key channel, of their values."""
+
+    total: jax.Array  # [K] z, the log of the sum of exp k
+    mean: jax.Array  # [K, V] S, the values weighted by exp(k - z)
+
+
+class Running(NamedTuple):
+    q: jax.Array  # [C, K]
+    v: jax.Array  # [C, V]
+    total: jax.Array  # [C, K] z of the chunk's own tokens up to this one
+    keys: tuple[jax.Array, ...]  # [C / 2h, h, K] earlier keys of each level, exp(k - middle)
+    middles: tuple[jax.Array, ...]  # [C / 2h, 1, K] z of those
+    itself: jax.Array  # [C, K] the token's own key, exp(k - total)
+    docs: jax.Array | None  # [C, C] 1 in the same document
+    entry: jax.Array  # [C, 1] log mask of the tokens that the entering state reaches
+    through: jax.Array  # (1,) log mask: no document starts
+    exit: Softmax  # the chunk's own tokens at its exit
+
+
+class RunningMild(NamedTuple):
+    q: jax.Array  # [C, K]
+    v: jax.Array  # [C, V]
+    keys: jax.Array  # [C, K] exp(k - first)
+    sums: jax.Array  # [C, K] of those up to this token
+    first: jax.Array  # [K] the chunk's first key
+    docs: jax.Array | None
+    entry: jax.Array
+    through: jax.Array
+    exit: Softmax
+
+
+def _present(k: jax.Array) -> jax.Array:
+    """1, or 0 where the key masks its token."""
+    return (k > EMPTY / 2).astype(k.dtype)
+
+
+def _merge(earlier: Softmax, later: Softmax) -> Softmax:
+    total = jnp.logaddexp(earlier[0], later[0])
+    old, new = jnp.exp(earlier[0] - total), jnp.exp(later[0] - total)
+    return total, old[:, None] * earlier[1] + new[:, None] * later[1]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from ..arguments import KEYS, QUERIES, VALUES, Argument
 from ..layout import compute_dtype
 from ..operator import Operator
+from ._bidirectional import both_ways
 from ._scalar import SCALAR_DECAY
 
 
@@ -46,4 +47,6 @@ lightning_attention = Operator(
     },
     about=__doc__,
     lower=_lower,
+    bidirectional=both_ways(SCALAR_DECAY),
+    takes_blocks=True,
 )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ..arguments import KEYS, QUERIES, VALUES
 from ..layout import compute_dtype
 from ..operator import Operator
+from ._bidirectional import both_ways
 from ._scalar import SCALAR_DECAY
 
 
@@ -29,4 +30,6 @@ retention = Operator(
     arguments={"q": QUERIES, "k": KEYS, "v": VALUES},
     about=__doc__,
     lower=_lower,
+    bidirectional=both_ways(SCALAR_DECAY),
+    takes_blocks=True,
 )

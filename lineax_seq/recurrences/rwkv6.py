@@ -8,8 +8,6 @@ Source: Peng et al. 2024 (Eagle and Finch), arXiv:2404.05892, section 4.2 (WKV w
 
 from collections.abc import Callable
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 

@@ -14,7 +14,6 @@ Source: Peng et al. 2025 (RWKV-7), arXiv:2503.14456, section 4 (the weighted key
 """
 
 from collections.abc import Callable
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax

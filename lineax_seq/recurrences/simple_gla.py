@@ -7,6 +7,7 @@ Source: Dao & Gu 2024, arXiv:2405.21060, section 5 and 6 (scalar-identity SSD).
 
 from ..arguments import HEAD_DECAYS, KEYS, QUERIES, VALUES
 from ..operator import Operator
+from ._bidirectional import both_ways
 from ._scalar import SCALAR_DECAY
 
 simple_gla = Operator(
@@ -14,4 +15,6 @@ simple_gla = Operator(
     recurrence=SCALAR_DECAY,
     arguments={"q": QUERIES, "k": KEYS, "v": VALUES, "g": HEAD_DECAYS},
     about=__doc__,
+    bidirectional=both_ways(SCALAR_DECAY),
+    takes_blocks=True,
 )

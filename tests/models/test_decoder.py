@@ -15,18 +15,11 @@ from lineax_seq.models import Decoder, DecoderConfig
 B, T, VOCAB = 2, 12, 19
 F32 = OUTPUTS["float32"]
 PATTERN = ("gla", "gated_delta_net", "softmax_attention")
-HYBRID = DecoderConfig(
-    vocab_size=VOCAB,
-    d_model=16,
-    num_layers=2 * len(PATTERN),
-    pattern=PATTERN,
-    num_heads=2,
-    head_dim=4,
-    window=5,
-    d_ff=24,
-    init_std=0.3,
-)
-SMALL = DecoderConfig(vocab_size=VOCAB, d_model=16, num_layers=4, pattern="LN", linear_layer="delta_net", num_heads=2)
+SIZES = dict(
+    vocab_size=VOCAB, d_model=16, num_heads=2, head_dim=4, d_ff=24
+)  # the same for all: fewer shapes to compile
+HYBRID = DecoderConfig(**SIZES, num_layers=2 * len(PATTERN), pattern=PATTERN, window=5, init_std=0.3)
+SMALL = DecoderConfig(**SIZES, num_layers=4, pattern="LN", linear_layer="delta_net")
 
 
 class Case:
@@ -151,10 +144,10 @@ def test_program_does_not_grow_with_depth(use):
 
 
 def test_a_tiny_batch_is_learnt():
-    model = Decoder(dataclasses.replace(SMALL, num_layers=2, d_model=32), rngs=nnx.Rngs(0))
+    model = Decoder(dataclasses.replace(SMALL, num_layers=2), rngs=nnx.Rngs(0))
     tokens = jax.random.randint(jax.random.key(0), (2, 17), 0, VOCAB)
     graphdef, params = nnx.split(model)
-    optimizer = optax.adam(1e-2)
+    optimizer = optax.adam(2e-2)
 
     def update(_, carry):
         params, state, _ = carry

@@ -8,9 +8,9 @@ from flax import nnx
 
 from lineax_seq.models import Decoder, DecoderConfig, _generate, filter_top_k, filter_top_p, generate, sample
 
-VOCAB = 13
+VOCAB = 19
 CONFIG = DecoderConfig(
-    vocab_size=VOCAB, d_model=16, num_layers=4, pattern="LN", num_heads=2, head_dim=4, window=4, init_std=0.4
+    vocab_size=VOCAB, d_model=16, num_layers=4, pattern="LN", num_heads=2, head_dim=4, d_ff=24, window=4, init_std=0.4
 )
 PROMPTS = [[3], [1, 2, 3, 4, 5, 6], [7, 8, 9]]
 NEW = 8
@@ -123,7 +123,7 @@ def test_padded_lengths_are_few_and_near():
     [
         (dict(prompts=[]), "no prompts"),
         (dict(prompts=[[1], []]), "prompt 1 is empty"),
-        (dict(prompts=[[1, 13]]), r"prompt 0 holds \[13\], wants ids from 0 to 12"),
+        (dict(prompts=[[1, 19]]), r"prompt 0 holds \[19\], wants ids from 0 to 18"),
         (dict(stop_tokens=[-1]), "stop_tokens holds"),
         (dict(max_new_tokens=0), "max_new_tokens=0"),
         (dict(temperature=-1.0), "temperature is -1.0"),
