@@ -1,8 +1,8 @@
 """Family: one decay per key channel. S_t = diag(exp g_t) S_{t-1} + k_t v_t^T,  o_t = q_t S_t.
 
 Scores A_ij = sum_d q_id k_jd exp(G_i - G_j)_d, by halves (see `_decay`): log2 C levels of matrix products whose
-exponents are never positive. One product (Q exp(G - M)) (K exp(M - G))^T with M in the middle of the chunk is enough
-where the decays of a chunk stay within float range (`mild`), which trained gates do.
+exponents are never positive. One product (Q exp G) (K exp -G)^T is enough where the decays of a chunk stay well within
+float range (`mild`), which trained gates do.
 """
 
 import functools
@@ -17,8 +17,7 @@ from ..recurrence import Recurrence
 from ..typing import Inputs
 from . import _decay, _scalar
 
-# Half of it is the largest exponent of the single product, the whole the smallest: e^-60 is a normal float32
-# with 30 binary orders to spare for the operands.
+# e^60 = 1e26 and e^-60 leave float32 twelve decimal orders for what they multiply.
 MILD_DECAY = 60.0
 
 
@@ -58,12 +57,14 @@ def mild(x: Inputs) -> jax.Array:
 
 
 def mild_scores(queries: jax.Array, keys: jax.Array, g: jax.Array) -> tuple[jax.Array, _decay.Sums]:
-    """`decayed_scores` as one product, for mild gates: exponents around the chunk's middle cannot leave float range."""
+    """`decayed_scores` as one product, for mild gates.
+
+    Decays count from the chunk's entry, not from its middle, so that not even rounding depends on later tokens.
+    """
     s, r, size = "s" * (queries.ndim - 2), "r" * (keys.ndim - 2), g.shape[0]
     # cumulated by a product with ones: on every platform faster than a cumulative sum
     forward = jnp.matmul(jnp.tril(jnp.ones((size, size), g.dtype)), g, precision=lax.Precision.HIGHEST)
-    middle = forward[size // 2]
-    scores = jnp.einsum(f"{s}id,{r}jd->{s}{r}ij", queries * jnp.exp(forward - middle), keys * jnp.exp(middle - forward))
+    scores = jnp.einsum(f"{s}id,{r}jd->{s}{r}ij", queries * jnp.exp(forward), keys * jnp.exp(-forward))
     return jnp.tril(scores, -1), _decay.Sums(forward, forward[-1] - forward)
 
 

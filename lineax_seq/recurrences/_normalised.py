@@ -1,12 +1,11 @@
 """Family: outputs divided by what the weights sum to, which the state carries along.
 
-NORMALISED   S_t = S_{t-1} + k_t v_t^T,  z_t = z_{t-1} + k_t,  o_t = q_t S_t / (q_t z_t + eps)
-STABILISED   the same with decays exp f_t and weights exp i_t, both divided by exp m_t, the largest weight there is
-RUNNING      one softmax over time per key channel: S_t = sum_j exp(k_j - z_t) v_j^T,  z_t = log sum_j exp k_j
+NORMALISED   S_t = S_{t-1} + k_t v_t^T,  z_t = z_{t-1} + k_t,  o_t = q_t S_t / (q_t · z_t + eps)
+STABILISED   C_t = exp f_t C_{t-1} + exp i_t k_t v_t^T,  n_t likewise with k_t,  o_t = q_t C_t / max(|q_t · n_t|, 1)
 
-What must not overflow depends on the state (m, z), and `prepare` does not know it. It works with the chunk's own
-maxima and sums instead, and `readout` brings both to the larger of the two: exponents are differences to a maximum,
-never positive.
+STABILISED keeps C and n divided by exp m_t, the largest weight so far. m depends on the state, which `prepare` does not
+know: it divides by the largest weight of the chunk's own tokens, and `readout` and `advance` bring both to the larger
+one. All exponents are differences to a maximum, never positive.
 """
 
 from typing import NamedTuple
@@ -24,11 +23,6 @@ EPS = 1e-12  # keeps 0 / 0 away; features are about 1
 EMPTY = -1e30  # the log of nothing: finite, so that EMPTY - EMPTY is 0 and not NaN
 # exp(-m) below which a denominator counts as exp(-40), 1e-18 of the largest weight: its inverse square is a float32.
 LARGEST_LOG = 40.0
-
-
-def _log_mask(kept: jax.Array, like: jax.Array) -> jax.Array:
-    """0 where kept, EMPTY elsewhere: what a masked logarithm is added to. Factors are floats, so that they pull back."""
-    return jnp.where(kept, 0, EMPTY).astype(like.dtype)
 
 
 # ---- NORMALISED
@@ -178,53 +172,3 @@ STABILISED = Recurrence(
     advance=lambda factors, state: (_add_weighted(factors, state), None),
     readout=_readout_weighted,
 )
-
-
-# ---- RUNNING
-
-# Where all keys of a chunk are this near to its first one, per channel, one product gives the scores: every power of
-# e in it, and the square of its inverse, is a float32.
-MILD_KEYS = 30.0
-
-
-class Softmax(NamedTuple):
-    """The summary and the state: a softmax over the tokens seen, per key channel, of their values."""
-
-    total: jax.Array  # [K] z, the log of the sum of exp k
-    mean: jax.Array  # [K, V] S, the values weighted by exp(k - z)
-
-
-class Running(NamedTuple):
-    q: jax.Array  # [C, K]
-    v: jax.Array  # [C, V]
-    total: jax.Array  # [C, K] z of the chunk's own tokens up to this one
-    keys: tuple[jax.Array, ...]  # [C / 2h, h, K] earlier keys of each level, exp(k - middle)
-    middles: tuple[jax.Array, ...]  # [C / 2h, 1, K] z of those
-    itself: jax.Array  # [C, K] the token's own key, exp(k - total)
-    docs: jax.Array | None  # [C, C] 1 in the same document
-    entry: jax.Array  # [C, 1] log mask of the tokens that the entering state reaches
-    through: jax.Array  # (1,) log mask: no document starts
-    exit: Softmax  # the chunk's own tokens at its exit
-
-
-class RunningMild(NamedTuple):
-    q: jax.Array  # [C, K]
-    v: jax.Array  # [C, V]
-    keys: jax.Array  # [C, K] exp(k - first)
-    sums: jax.Array  # [C, K] of those up to this token
-    first: jax.Array  # [K] the chunk's first key
-    docs: jax.Array | None
-    entry: jax.Array
-    through: jax.Array
-    exit: Softmax
-
-
-def _present(k: jax.Array) -> jax.Array:
-    """1, or 0 where the key masks its token."""
-    return (k > EMPTY / 2).astype(k.dtype)
-
-
-def _merge(earlier: Softmax, later: Softmax) -> Softmax:
-    total = jnp.logaddexp(earlier[0], later[0])
-    old, new = jnp.exp(earlier[0] - total), jnp.exp(later[0] - total)
-    return total, old[:, None] * earlier[1] + new[:, None] * later[1]
