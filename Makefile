@@ -9,6 +9,8 @@ ARGS ?=
 .PHONY: help setup train test test-all lint bench notebooks clean FORCE
 
 python := $(VENV)/bin/python
+# Most of a test's time is compiling, which uses one core.
+parallel := -n 2 --dist loadgroup
 comma := ,
 # Written last, so that a failed installation leaves none. It records what was asked for: "python=... extras=...".
 stamp := $(VENV)/.installed
@@ -41,11 +43,11 @@ train: $(stamp) ## Train the small language model on real text (ARGS="--help" li
 
 test: $(stamp) ## Run the quick tests
 	@echo "Running the tests that are marked neither slow nor peers (make test-all runs all of them)"
-	@$(python) -m pytest $(ARGS)
+	@$(python) -m pytest $(parallel) $(ARGS)
 
 test-all: $(stamp) ## Run all tests
 	@echo "Running all tests"
-	@$(python) -m pytest -m "" $(ARGS)
+	@$(python) -m pytest $(parallel) -m "" $(ARGS)
 
 lint: $(stamp) ## Check style, format and types
 	$(python) -m ruff check .

@@ -10,6 +10,7 @@ short sequences and falls behind where its quadratic cost overtakes.
 """
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 import sys
@@ -22,7 +23,6 @@ import numpy as np
 import tyro
 
 import lineax_seq as ls
-from experiments import peers
 
 AGREEMENT = 1e-3  # relative rms against our scan that a candidate must reach to be timed
 
@@ -55,6 +55,93 @@ class Benchmark:
     """Folder for results.jsonl and time_over_length.png."""
 
 
+# ---- the same recurrences in other JAX packages, where they are installed
+# `pip install --no-deps --ignore-requires-python --target FOLDER jax-linear-attention equinox deltanet-tpu mamba2-jax`
+# and `--peers-path FOLDER` bring those known here. Each builder gives `fn(**arguments) -> o` on our arguments.
+
+
+def _jla(kind: str, rename: Callable[[dict], tuple[tuple, dict]]) -> Callable:
+    def build():
+        from jla import ops
+
+        def fn(**a):
+            args, kwargs = rename(a)
+            return ops.linear_attention(kind, *args, impl="chunked", output_final_state=True, **kwargs)[0]
+
+        return fn
+
+    return build
+
+
+def _qkv(*names: str) -> Callable[[dict], tuple[tuple, dict]]:
+    return lambda a: ((a["q"], a["k"], a["v"]), {name: a[name] for name in names})
+
+
+def _ssd_of_jla(a: dict) -> tuple[tuple, dict]:
+    return (a["C"], a["B"], a["dt"][..., None] * a["x"]), {"g": a["dt"] * a["A"], "scale": 1.0}
+
+
+def _deltanet_tpu(function: str, *names: str) -> Callable:
+    def build():
+        import deltanet_tpu
+
+        call = getattr(deltanet_tpu, function)
+
+        def fn(**a):
+            out = call(a["q"], a["k"], a["v"], *(a[name] for name in names), precision="fp32", fallback_scan=True)
+            return out[0] if isinstance(out, tuple) else out
+
+        return fn
+
+    return build
+
+
+def _mamba2_jax():
+    import jax.numpy as jnp
+    from mamba2_jax.modeling import ssd_forward
+
+    def fn(**a):
+        heads = a["dt"].shape[-1]
+        dt = jnp.log(jnp.expm1(a["dt"]))  # it applies the softplus itself
+        zeros = jnp.zeros(heads)
+        return ssd_forward(a["x"], dt, a["A"], a["B"], a["C"], 256, zeros, zeros, 0.0, float("inf"))[0]
+
+    return fn
+
+
+# our name -> (peer, its module, builder)
+PEERS = {
+    "simple_gla": [("jax-linear-attention", "jla", _jla("simple_gla", _qkv("g")))],
+    "ssd": [
+        ("jax-linear-attention", "jla", _jla("simple_gla", _ssd_of_jla)),
+        ("mamba2-jax", "mamba2_jax", _mamba2_jax),
+    ],
+    "gla": [
+        ("jax-linear-attention", "jla", _jla("gla", _qkv("g"))),
+        ("deltanet-tpu", "deltanet_tpu", _deltanet_tpu("chunk_gla", "g")),
+    ],
+    "delta_rule": [("jax-linear-attention", "jla", _jla("deltanet", _qkv("beta")))],
+    "gated_delta_rule": [
+        ("jax-linear-attention", "jla", _jla("gated_deltanet", _qkv("g", "beta"))),
+        ("deltanet-tpu", "deltanet_tpu", _deltanet_tpu("chunk_gdn", "g", "beta")),
+    ],
+    "kda": [
+        ("jax-linear-attention", "jla", _jla("kda", _qkv("g", "beta"))),
+        ("deltanet-tpu", "deltanet_tpu", _deltanet_tpu("chunk_kda", "g", "beta")),
+    ],
+}
+
+
+def installed_peers(name: str) -> dict[str, Callable]:
+    """peer -> `fn(**arguments) -> o`, for the peers of recurrence `name` that can be imported."""
+    return {
+        peer: build() for peer, module, build in PEERS.get(name, ()) if importlib.util.find_spec(module) is not None
+    }
+
+
+# ---- timing
+
+
 def candidates(name: str, config: Benchmark, length: int) -> dict[str, Callable]:
     """label -> fn(**arguments) -> o."""
     operator = ls.RECURRENCES[name]
@@ -63,7 +150,7 @@ def candidates(name: str, config: Benchmark, length: int) -> dict[str, Callable]
         for size in (config.chunk_sizes or (None,)) if form == "chunk" else (None,):
             label = form if size is None else f"{form} C={size}"
             found[label] = lambda form=form, size=size, **a: operator(**a, form=form, chunk_size=size)[0]
-    return found | peers.installed(name)
+    return found | installed_peers(name)
 
 
 def softmax_attention(q, k, v):

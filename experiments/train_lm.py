@@ -33,9 +33,9 @@ from lineax_seq.training import (
 )
 
 DEFAULT = LanguageModelConfig(
-    model=DecoderConfig(vocab_size=4096, d_model=256, num_layers=4, pattern="LLLN", num_heads=4),
-    optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, weight_decay=0.1),
-    training=TrainingConfig(steps=1000, max_seconds=560.0, batch_size=4),
+    model=DecoderConfig(vocab_size=4096, d_model=128, num_layers=4, pattern="LLLN", num_heads=2),
+    optimizer=OptimizerConfig(name="muon", learning_rate=5e-3, weight_decay=0.1),
+    training=TrainingConfig(steps=2000, max_seconds=560.0, batch_size=2, eval_every=200),
 )
 
 
@@ -53,11 +53,10 @@ def main(args: Sequence[str] | None = None) -> int:
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if result is None:
-        print(
-            f"train_lm: stopped by {job.stopped_by.name}, saved; the same command goes on from there", file=sys.stderr
-        )
+    if job.stopped_by is not None:
+        print(f"stopped by {job.stopped_by.name}, saved; the same command goes on from there", file=sys.stderr)
         return 130 if job.stopped_by is signal.SIGINT else 0
+    assert result is not None
     print(comparison_table({f"this model ({config.model.pattern})": result.bits_per_byte}, result.compressors))
     print(
         f"{result.parameters:,} parameters, {result.steps} steps, {result.tokens_per_second:,.0f} tokens/s, "

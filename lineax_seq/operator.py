@@ -72,7 +72,7 @@ class Operator:
         scaled: whether the queries (field q) take a scale.
         default_scale: the scale where the caller does not say; None is K**-0.5.
         bidirectional: None, or (scale, chunk size, fields, reset, state, blocks) -> (final state, o), for
-            `causal=False` and, where `takes_blocks`, for `block_size=`: `blocks` is None or bool [B, T], where they start.
+            `causal=False` and, where `takes_blocks`, for `block_size=`; blocks is None or bool [B, T], where they start.
         zero_is_identity: whether a token whose arguments are all zero leaves the state alone.
         seen: None, or (state or None) -> int, how many tokens of its document the state has seen, `[B]` or a number;
             `lower` then finds each token's place in its document, int `[B, T]` from 0, under the name `position`.

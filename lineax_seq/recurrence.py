@@ -50,6 +50,7 @@ class Recurrence:
         padding: field -> its value in a token that leaves the state alone, where that is not zero.
         prepare, advance, readout: the chunk form, see the module's docstring; None takes the derived default.
             `keep` is None or a boolean `[C]`, False where a document starts.
+        loops_on_cpu: whether the derived chunk form, a loop over tokens, is the faster one there.
         mild: None, or (inputs of all heads and chunks) -> a boolean scalar: whether `prepare_mild`, a cheaper
             `prepare` that is exact only there, may be used. Decided at run time for the whole call.
     """
@@ -69,6 +70,7 @@ class Recurrence:
     readout: Callable[[Any, State, Any], jax.Array] | None = None
     mild: Callable[[Inputs], jax.Array] | None = None
     prepare_mild: Callable[[Inputs, jax.Array | None], Any] | None = None
+    loops_on_cpu: bool = False
 
     @property
     def has_heads(self) -> bool:
@@ -85,7 +87,7 @@ class Recurrence:
 
     def chunk_form(self, mild: bool = False) -> tuple[Callable, Callable, Callable]:
         """`(prepare, advance, readout)`, derived where not given: the chunk is a scan, its outputs are the extra."""
-        if self.prepare is not None:
+        if self.prepare is not None and not (self.loops_on_cpu and jax.default_backend() == "cpu"):
             return (self.prepare_mild if mild else self.prepare), self.advance, self.readout
 
         # keep travels as a float so that every factor is differentiable

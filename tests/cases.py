@@ -10,11 +10,11 @@ import lineax_seq as ls
 from lineax_seq import forms
 
 CHUNK = 16
-SIZES = dict(B=2, T=2 * CHUNK + 5, H=2, HV=4, K=8, V=16, D=8)
+SIZES = dict(B=2, T=2 * CHUNK + 5, H=2, HV=4, K=8, V=16, D=8, N=4, L=7)
 
 
 class Case:
-    """Arguments, a state that enters, document ids and the cotangents of outputs and final state, all in float64."""
+    """Arguments, a state that other tokens left, document ids, cotangents of outputs and final state, all in float64."""
 
     def __init__(self, operator: ls.Operator, seed: int = 0, **sizes: int):
         self.sizes = {**SIZES, **sizes}
@@ -23,7 +23,8 @@ class Case:
             self.args = operator.example(keys[0], dtype=jnp.float64, **self.sizes)
             out = jax.eval_shape(lambda a: operator(**a, form="scan"), self.args)
             draw = lambda key: lambda leaf: jax.random.normal(key, leaf.shape, leaf.dtype)  # noqa: E731
-            self.state = jax.tree.map(draw(keys[1]), out[1])
+            before = operator.example(keys[1], dtype=jnp.float64, **{**self.sizes, "T": SIZES["T"]})
+            self.state = operator(**before, form="scan")[1]
             self.d_out = jax.tree.map(draw(keys[2]), out)
         self.segment_ids = jnp.zeros((self.sizes["B"], self.sizes["T"]), jnp.int32)
 
@@ -82,6 +83,6 @@ def chunked(operator: ls.Operator, chunk_size: int, derived: bool = False):
     @jax.jit
     def run(args, state):
         scale = args["q"].shape[-1] ** -0.5 if operator.scaled else None
-        return forms.chunk(record, scale, chunk_size, operator.fields(args), None, state)
+        return forms.chunk(record, scale, chunk_size, operator.fields(args, None, state), None, state)
 
     return run

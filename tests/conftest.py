@@ -29,6 +29,15 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import jax  # noqa: E402  (reads the variables when it is imported)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """When several processes share the work, a recurrence's tests go to one of them, and else a file's: what is
+    compiled once stays with those that use it."""
+    for item in items:
+        operator = getattr(item, "callspec", None) and item.callspec.params.get("operator")
+        group = getattr(operator, "name", None) or item.location[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """float64 and int64 exist while the test runs: Python floats and `jnp.ones` become float64.

@@ -137,6 +137,18 @@ def test_a_named_python_is_taken_or_refused(tmp_path):
         assert done.returncode == 1 and done.stdout == "" and why in done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_a_failed_installation_is_tried_again(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "MAKE"))}
+    environment |= {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1"}  # no package can be had
+    command = ["make", "setup", f"VENV={tmp_path / 'venv'}", f"PYTHON={sys.executable}", "EXTRAS="]
+    for _ in range(2):
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 2 and "ERROR: No matching distribution found for hatchling" in done.stderr
+        assert (tmp_path / "venv" / "bin" / "python").exists() and not (tmp_path / "venv" / ".installed").exists()
+
+
 def test_tests_have_eight_devices():
     assert jax.device_count() == 8
 

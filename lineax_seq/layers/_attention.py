@@ -30,12 +30,6 @@ class AttentionCache(NamedTuple):
     length: jax.Array  # int32 [B]: tokens so far
 
 
-def _slot_positions(length: jax.Array, slots: int) -> jax.Array:
-    """int32 [B, S]: the position each slot holds once there are `length [B]` tokens; negative where it holds none."""
-    last = length[:, None] - 1
-    return last - (last - jnp.arange(slots, dtype=jnp.int32)) % slots
-
-
 def _write(cache: AttentionCache, k: jax.Array, v: jax.Array, lengths: jax.Array) -> AttentionCache:
     """The cache with the first `lengths [B]` of these T tokens appended; a ring keeps the last S."""
     T, S = k.shape[1], cache.k.shape[1]
@@ -192,8 +186,7 @@ class SoftmaxAttention(nnx.Module):
         check_tokens("SoftmaxAttention.step", x_t[:, None], self.d_model)
         q, k, v = self._qkv(x_t[:, None], cache.length[:, None])
         cache = _write(cache, k, v, jnp.ones_like(cache.length))
-        positions = _slot_positions(cache.length, cache.k.shape[1])
-        seen = positions >= 0  # a cache is no longer than the window: what it holds is inside
+        seen = jnp.arange(cache.k.shape[1]) < cache.length[:, None]  # no cache is longer than the window
         o = jax.nn.dot_product_attention(q, cache.k.astype(q.dtype), cache.v.astype(q.dtype), mask=seen[:, None, None])
         return self._refuse_overflow(self._out(o), cache)[:, 0], cache
 

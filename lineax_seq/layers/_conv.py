@@ -10,6 +10,7 @@ from flax import nnx
 from jax import lax
 
 from ._check import check_positive
+from ._norm import wide
 
 
 def _reaches(segment_ids: jax.Array, lag: int) -> jax.Array:
@@ -54,10 +55,10 @@ class ShortConv(nnx.Module):
             padded = jnp.pad(x, ((0, 0), (self.width - 1, 0), (0, 0)))
         else:
             padded = jnp.concatenate([history.astype(x.dtype), x], 1)
-        taps = self.kernel[...].astype(jnp.float32)
-        y = x.astype(jnp.float32) * taps[-1]
+        taps = wide(self.kernel[...])
+        y = wide(x) * taps[-1]
         for lag in range(1, self.width):
-            past = padded[:, self.width - 1 - lag :][:, :T].astype(jnp.float32)
+            past = wide(padded[:, self.width - 1 - lag :][:, :T])
             if segment_ids is not None:
                 past = jnp.where(_reaches(segment_ids, lag)[:, :, None], past, 0)
             y += past * taps[-1 - lag]

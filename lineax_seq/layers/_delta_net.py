@@ -22,7 +22,7 @@ from ._dense import dense
 from ._gla import head_width
 from ._init import NORMAL, inverse_softplus_step, log_decay_rate
 from ._linear import LinearLayer
-from ._norm import GatedRMSNorm, RMSNorm, l2_normalize
+from ._norm import GatedRMSNorm, RMSNorm, l2_normalize, wide
 
 
 class _DeltaLayer(LinearLayer):
@@ -68,17 +68,16 @@ class _DeltaLayer(LinearLayer):
             return y.reshape(*y.shape[:2], n, -1)
 
         H, HV = self.num_heads, self.num_v_heads
-        q = l2_normalize(heads(convolve(0, self.q_proj(x)), H)).astype(x.dtype)
+        q = l2_normalize(heads(convolve(0, self.q_proj(x)), H)).astype(self.dtype)
         exact = l2_normalize(heads(convolve(1, self.k_proj(x)), H))
-        k = exact.astype(x.dtype)
+        k = exact.astype(self.dtype)
         v = heads(convolve(2, self.v_proj(x)), HV)
-        beta = jax.nn.sigmoid(self.b_proj(x).astype(jnp.float32))
+        beta = jax.nn.sigmoid(wide(self.b_proj(x)))
         if self.allow_neg_eigval:
             beta = 2 * beta
         if k.dtype != exact.dtype:
             # |k| must be 1 for beta = 2 to be a reflection: the write strength makes up for rounding the key
-            rounded = k.astype(jnp.float32)
-            beta = beta * jnp.repeat((_square(exact) + 1e-6) / (_square(rounded) + 1e-6), HV // H, -1)
+            beta = beta * jnp.repeat((_square(exact) + 1e-6) / (_square(wide(k)) + 1e-6), HV // H, -1)
         return q, k, v, beta
 
 
@@ -204,8 +203,8 @@ class GatedDeltaNet(_DeltaLayer):
 
     def tokens(self, x: jax.Array, convolve) -> tuple[jax.Array, ...]:
         q, k, v, beta = self._qkv_beta(x, convolve)
-        rate = jax.nn.softplus(self.a_proj(x).astype(jnp.float32) + self.dt_bias[...])
-        g = -jnp.exp(self.A_log[...].astype(jnp.float32)) * rate
+        rate = jax.nn.softplus(wide(self.a_proj(x)) + self.dt_bias[...])
+        g = -jnp.exp(self.A_log[...].astype(rate.dtype)) * rate
         return q, k, v, g, beta
 
     def output(self, o: jax.Array, x: jax.Array) -> jax.Array:

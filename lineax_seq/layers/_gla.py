@@ -18,7 +18,7 @@ from ._conv import ShortConv
 from ._dense import dense
 from ._init import NORMAL
 from ._linear import LinearLayer
-from ._norm import GatedRMSNorm
+from ._norm import GatedRMSNorm, wide
 
 
 class GatedLinearAttention(LinearLayer):
@@ -92,7 +92,7 @@ class GatedLinearAttention(LinearLayer):
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if self.convs:
             q, k, v = convolve(0, q), convolve(1, k), convolve(2, v)
-        logits = self.decay_up_proj(self.decay_down_proj(x)).astype(jnp.float32)
+        logits = wide(self.decay_up_proj(self.decay_down_proj(x)))
         g = jax.nn.log_sigmoid(logits) / self.gate_normalizer
         return heads(q), heads(k), heads(v), heads(g)
 

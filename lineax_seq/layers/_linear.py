@@ -20,7 +20,7 @@ class RecurrentCache(NamedTuple):
     """What a linear layer remembers, whatever the number of tokens so far."""
 
     conv: tuple[jax.Array, ...]  # [B, width - 1, channels] per short convolution: its last inputs
-    state: Any  # of the recurrence, float32
+    state: Any  # of the recurrence, float32 (float64 in a float64 layer)
 
 
 class LinearLayer(nnx.Module):
@@ -68,7 +68,7 @@ class LinearLayer(nnx.Module):
         """An empty cache, of the same size for any `max_length`; `dtype` is the convolutions' (None: the layer's)."""
         check_positive(f"{type(self).__name__}.init_cache", batch=batch, max_length=max_length)
         conv = tuple(c.init_history(batch, dtype or self.dtype) for c in self.convolutions())
-        return RecurrentCache(conv, jnp.zeros(self.state_shape(batch), jnp.float32))
+        return RecurrentCache(conv, jnp.zeros(self.state_shape(batch), jnp.promote_types(self.dtype, jnp.float32)))
 
     def prefill(self, x: jax.Array, cache: RecurrentCache, *, lengths=None) -> tuple[jax.Array, RecurrentCache]:
         """x `[B, T, D]` after what the cache holds; of each row only the first `lengths [B]` tokens count."""

@@ -12,15 +12,20 @@ from jax import lax
 from ._check import check_positive
 
 
+def wide(x: jax.Array) -> jax.Array:
+    """x in float32, in which sums, gates and angles are computed; float64 stays."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """`x / sqrt(mean(x²) + eps) · scale` over the last axis, in float32."""
-    x = x.astype(jnp.float32)
-    return x * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps) * scale.astype(jnp.float32)
+    x = wide(x)
+    return x * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps) * wide(scale)
 
 
 def l2_normalize(x: jax.Array, eps: float = 1e-6) -> jax.Array:
     """`x / sqrt(sum(x²) + eps)` over the last axis, in float32: zero (with gradient) at zero, never NaN."""
-    x = x.astype(jnp.float32)
+    x = wide(x)
     return x * lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + eps)
 
 
@@ -40,5 +45,5 @@ class GatedRMSNorm(RMSNorm):
     """RMSNorm(x) · silu(gate) over the last axis, the product in float32: `[..., D], [..., D] -> [..., D]`."""
 
     def __call__(self, x: jax.Array, gate: jax.Array) -> jax.Array:
-        y = rms_norm(x, self.scale[...], self.eps) * jax.nn.silu(gate.astype(jnp.float32))
+        y = rms_norm(x, self.scale[...], self.eps) * jax.nn.silu(wide(gate))
         return y.astype(self.dtype or x.dtype)

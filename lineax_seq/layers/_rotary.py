@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ._norm import wide
+
 
 def rotary(x: jax.Array, positions: jax.Array, theta: float = 10000.0) -> jax.Array:
     """x `[B, T, H, K]` turned by its integer `positions [B, T]` or `[T]`; angles in float32, result in the dtype of x.
@@ -17,10 +19,11 @@ def rotary(x: jax.Array, positions: jax.Array, theta: float = 10000.0) -> jax.Ar
     K = x.shape[-1]
     if K % 2:
         raise ValueError(f"rotary: x has {K} channels per head, wants an even number; change head_dim.")
-    frequency = theta ** (-jnp.arange(0, K, 2, dtype=jnp.float32) / K)
-    angle = positions[..., None].astype(jnp.float32) * frequency  # [B, T, K/2]
+    dtype = wide(x).dtype
+    frequency = theta ** (-jnp.arange(0, K, 2, dtype=dtype) / K)
+    angle = positions[..., None].astype(dtype) * frequency  # [B, T, K/2]
     cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
-    a, b = jnp.split(x.astype(jnp.float32), 2, -1)
+    a, b = jnp.split(wide(x), 2, -1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
 

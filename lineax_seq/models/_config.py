@@ -9,7 +9,7 @@ from ..layers import LINEAR_LAYERS, SoftmaxAttention
 from ..layers._check import check_positive, unknown_name
 
 SOFTMAX = "softmax_attention"
-Dtype = Literal["float32", "bfloat16", "float64"]
+Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["full", "dots"]
 # what the decoder itself hands to every mixing layer
 _GIVEN = ("self", "d_model", "norm_eps", "kernel_init", "out_init", "dtype", "param_dtype", "rngs")

@@ -1,7 +1,7 @@
 """Continuing prompts: one chunk-form prefill, then steps; linear layers take constant memory per sequence.
 
 Prompts of different lengths are padded on the right. No token sees the padding, linear layers take it as identity
-steps and caches leave it out: each prompt is continued as it would be alone.
+steps and caches leave it out: each prompt is continued as it would be alone, up to rounding.
 """
 
 import functools

@@ -25,7 +25,8 @@ def cross_entropy(
     """`(sum of weight · nll in nats, sum of weights)`, float32 scalars.
 
     Args:
-        hidden: [B, T, D]; logits are `hidden @ head`, products in the dtype of hidden, sums and softmax in float32.
+        hidden: [B, T, D] float32 or bfloat16; logits are `hidden @ head`: factors in that dtype, sums and softmax in
+            float32.
         head: [D, vocab].
         targets: int [B, T]; token t's is the token after it.
         weights: [B, T], 0 for tokens that do not count; None is 1 everywhere.
@@ -35,8 +36,8 @@ def cross_entropy(
         ValueError: shapes or dtypes that do not fit.
     """
     problems = []
-    if hidden.ndim != 3:
-        problems.append(f"hidden has shape {list(hidden.shape)}, wants [B, T, D]")
+    if hidden.ndim != 3 or hidden.dtype not in (jnp.float32, jnp.bfloat16):
+        problems.append(f"hidden is {hidden.dtype}{list(hidden.shape)}, wants float32 or bfloat16 [B, T, D]")
     if head.ndim != 2 or head.shape[0] != hidden.shape[-1]:
         problems.append(f"head has shape {list(head.shape)}, wants [{hidden.shape[-1]}, vocab]")
     if targets.shape != hidden.shape[:2] or not jnp.issubdtype(targets.dtype, jnp.integer):

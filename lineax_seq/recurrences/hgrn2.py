@@ -3,7 +3,7 @@
 Gated linear attention whose keys are what its forget gates let go of: k = 1 - exp g. g is the natural log of the decay
 of each key channel, <= 0, and belongs to the key heads. A layer's lower bound of the decay is part of g.
 
-Source: Qin et al. 2024, arXiv:2404.07904, eq. 6 (our exp g is their f).
+Source: Qin et al. 2024, arXiv:2404.07904, section 3 (our exp g is their forget gate).
 """
 
 import jax.numpy as jnp

@@ -2,7 +2,7 @@
 
 The gated delta rule with one decay per key channel: g is its natural log, <= 0. Keys are the caller's to normalise.
 
-Source: Kimi Team 2025 (Kimi Linear), arXiv:2510.26692, eq. 1 (our exp g is their alpha).
+Source: Kimi Team 2025 (Kimi Linear), arXiv:2510.26692, section 3 (our exp g is their alpha).
 """
 
 from ..arguments import CHANNEL_DECAYS, QUERIES, RATES, UNIT_KEYS, VALUES

@@ -1,4 +1,4 @@
-"""LightNet: S_t = sum_{j<=t} exp(k_j - z_t) v_j^T,  z_t = log sum_{j<=t} exp k_j,  o_t = q_t S_t: the additive recurrence.
+"""LightNet, the additive recurrence: S_t = sum_{j<=t} exp(k_j - z_t) v_j^T,  z_t = log sum_{j<=t} exp k_j,  o_t = q_t S_t.
 
 Every key channel holds a softmax over the tokens seen, of their values. k is raw: logits of any size, and -1e30 masks
 its token. Nothing depends on the order of the past, so `causal=False` needs no second scan: every token reads the
@@ -129,8 +129,9 @@ def _halves(x: jax.Array, h: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _mild(x: Inputs) -> jax.Array:
-    near = jnp.abs(x["k"] - x["k"][..., :1, :]) <= MILD_KEYS
-    return jnp.all(near | (x["k"] <= EMPTY / 2))
+    """NaN counts as mild: a broken token must not change how others are rounded."""
+    far = jnp.abs(x["k"] - x["k"][..., :1, :]) > MILD_KEYS
+    return ~jnp.any(far & (x["k"] > EMPTY / 2))
 
 
 def _advance(factors: Mild | Levels, state):

@@ -3,7 +3,7 @@
 One fixed decay per value head, given by its slope s_h >= 0. Slopes differ between models (`alibi_slopes` scaled by
 depth in TransNormerLLM, other formulas elsewhere): take a checkpoint's own. Feature maps of q and k are the caller's.
 
-Source: Qin et al. 2024 (Lightning Attention-2), arXiv:2401.04658, eq. 2 (our exp(-s) is their lambda).
+Source: Qin et al. 2024 (Lightning Attention-2), arXiv:2401.04658, section 3 (our exp(-s) is their lambda).
 """
 
 import math

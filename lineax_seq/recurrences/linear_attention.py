@@ -11,7 +11,6 @@ from ..operator import Operator
 from ._bidirectional import undecayed
 from ._scalar import NO_DECAY
 
-
 linear_attention = Operator(
     name="linear_attention",
     recurrence=NO_DECAY,

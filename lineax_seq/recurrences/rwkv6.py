@@ -3,7 +3,7 @@
 A query reads the state before its token, and the token itself through the bonus u per key channel instead. q is
 RWKV's receptance r, g the natural log of its decay w, <= 0 (-exp of the low-rank projection). scale is 1 by default.
 
-Source: Peng et al. 2024 (Eagle and Finch), arXiv:2404.05892, section 4.2 (WKV with the data-dependent decay).
+Source: Peng et al. 2024 (Eagle and Finch), arXiv:2404.05892, the WKV recurrence of Finch.
 """
 
 from collections.abc import Callable

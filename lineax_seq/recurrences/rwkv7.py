@@ -10,7 +10,7 @@ Chunk form, with G the cumulated g, G' the one of the token before, and R_t = a_
     X = (I - A_ab)^-1,  W = X (A exp G'),  R = W S_0 + X A_ak V
     O = (Q exp G) S_0 + A_qb R + A_qk V,   S_C = exp(G_C) S_0 + (B exp(G_C - G))^T R + (K exp(G_C - G))^T V
 
-Source: Peng et al. 2025 (RWKV-7), arXiv:2503.14456, section 4 (the weighted key value state evolution).
+Source: Peng et al. 2025 (RWKV-7), arXiv:2503.14456, the evolution of its weighted key value state.
 """
 
 from collections.abc import Callable

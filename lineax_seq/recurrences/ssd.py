@@ -3,7 +3,7 @@
 Mamba-2's names for scalar-decay linear attention: q = C, k = B, v = dt x, g = dt A. dt > 0 is the step after softplus
 and bias, A < 0 is -exp(A_log), both per value head; the H heads of B and C are Mamba-2's groups. There is no scale.
 
-Source: Dao & Gu 2024, arXiv:2405.21060, eq. 1 with the scalar A of section 5, discretised as in section 7.
+Source: Dao & Gu 2024, arXiv:2405.21060, eq. 1 with a scalar times the identity for A (section 5).
 """
 
 import jax

@@ -5,7 +5,7 @@ bits per byte = (sum of nll in nats) / (ln 2 * UTF-8 bytes of the text); compara
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from ._step import Batch, LossFunction
 
 PyTree = Any
+T = TypeVar("T")
 
 
 def bits_per_byte(nll: float, num_bytes: float) -> float:
@@ -58,9 +59,9 @@ class Evaluator:
         }
 
 
-def spread(batches: Sequence[Batch], count: int) -> list[Batch]:
-    """`count` of the batches, evenly spread over all of them; all if there are fewer."""
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """`count` of the items, evenly spread over all of them; all if there are fewer."""
     if count < 1:
         raise ValueError(f"spread: count is {count}; it must be at least 1")
-    count = min(count, len(batches))
-    return [batches[int(i)] for i in np.linspace(0, len(batches) - 1, count).round()]
+    count = min(count, len(items))
+    return [items[int(i)] for i in np.linspace(0, len(items) - 1, count).round()]

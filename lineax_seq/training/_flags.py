@@ -9,7 +9,7 @@ import json
 import sys
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, StructConstructorSpec, StructTypeInfo
@@ -65,9 +65,12 @@ def _registry() -> ConstructorRegistry:
             found = ConstructorRegistry.get_struct_spec(info)
         finally:
             inside.pop()
+        assert isinstance(found, StructConstructorSpec)  # tyro knows every dataclass
         fields = tuple(
             # A frozen configuration may hold its options as pairs.
-            dataclasses.replace(f, type=Annotated[Mapping, _OPTIONS], default=dict(f.default)) if f.name in names else f
+            dataclasses.replace(f, type=cast(Any, Annotated[Mapping, _OPTIONS]), default=dict(f.default))
+            if f.name in names
+            else f
             for f in found.fields
         )
         return dataclasses.replace(found, fields=fields)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,8 @@ class LanguageModelRun:
 
     def __init__(self, config: LanguageModelConfig, *, begin: float | None = None):
         self._begin = time.monotonic() if begin is None else begin
-        self.config, self.stopped_by = config, None
+        self.config = config
+        self.stopped_by: signal.Signals | None = None
         corpus = open_corpus(config)
         self._rows = rows(corpus.train, config.data)
         self._heldout_rows = rows(corpus.heldout, config.data)

@@ -36,7 +36,8 @@ class RunLog:
 
     def __init__(self, directory: str | Path, *, steps: int, start: int = 0, log_every: int = 1, enabled: bool = True):
         self._steps, self._start, self._log_every, self._enabled = steps, start, log_every, enabled
-        self._last = self._last_line = time.perf_counter()
+        self._last: float | None = time.perf_counter()
+        self._last_line = time.perf_counter()
         self._timed_steps, self._timed_seconds, self._timed_tokens = 0, 0.0, 0.0
         if not enabled:
             return

@@ -18,9 +18,8 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-T = TypeVar("T")
 Resume = Literal["auto", "must", "never"]
 
 _PACKAGES = ("lineax_seq", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
@@ -47,7 +46,7 @@ def to_json(config: Any) -> Any:
     raise ValueError(f"to_json: {config!r} is a {type(config).__name__}; a configuration holds plain values only")
 
 
-def from_json(cls: type[T], values: Any, where: str = "config.json") -> T:
+def from_json(cls: Any, values: Any, where: str = "config.json") -> Any:
     """The dataclass `cls` that `to_json` wrote.
 
     Raises:

@@ -7,7 +7,7 @@ A loss function returns two **sums**, so that a mean over tokens never depends o
     L = sum_m nll_m / sum_m w_m,    dL/dp = (sum_m d nll_m / dp) / sum_m w_m        (m runs over the microbatches)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 PyTree = Any
-Batch = dict[str, jax.Array]
+Batch = Mapping[str, Any]  # of arrays [B, ...], on the host or on devices
 LossFunction = Callable[[PyTree, Batch, jax.Array], tuple[jax.Array, jax.Array]]
 TrainStep = Callable[["TrainState", Batch, Any], tuple["TrainState", dict[str, jax.Array]]]
 
@@ -56,7 +56,7 @@ def split_batch(batch: Batch, microbatches: int) -> Batch:
                 f"train step: {name!r} has {x.shape[0]} rows, which do not divide into {microbatches} microbatches; "
                 "choose a batch size that is a multiple of the accumulation steps"
             )
-    return jax.tree.map(lambda x: x.reshape(microbatches, x.shape[0] // microbatches, *x.shape[1:]), batch)
+    return {name: x.reshape(microbatches, x.shape[0] // microbatches, *x.shape[1:]) for name, x in batch.items()}
 
 
 def _gradient(loss_function: LossFunction, params: PyTree, batch: Batch, rng: jax.Array, microbatches: int):

@@ -11,6 +11,7 @@ from lineax_seq import layers
 
 B, T, D, H = 2, 7, 24, 2
 INIT = dict(kernel_init=jax.nn.initializers.normal(0.4))
+FLOAT64 = dict(dtype=jnp.float64, param_dtype=jnp.float64)
 
 
 def sigmoid(x):
@@ -65,8 +66,8 @@ def x():
 
 
 @pytest.mark.parametrize("conv_width", [None, 3])
-def test_gated_linear_attention(x, conv_width):
-    layer = layers.GatedLinearAttention(D, num_heads=H, conv_width=conv_width, rngs=nnx.Rngs(0), **INIT)
+def test_gated_linear_attention(x, conv_width, x64):
+    layer = layers.GatedLinearAttention(D, num_heads=H, conv_width=conv_width, rngs=nnx.Rngs(0), **INIT, **FLOAT64)
     layer.decay_up_proj.bias[...] = jnp.linspace(-3, 3, D // 2)
     p = values(layer)
     assert p["decay_down_proj.kernel"].shape == (D, 16) and layer.state_shape(B) == (B, H, D // 4, D // 2)
@@ -78,7 +79,7 @@ def test_gated_linear_attention(x, conv_width):
     o = rms(recur(*(heads(y, H) for y in (q, k, v, g)), None), p["o_norm.scale"])
     gate = heads(x @ p["gate_proj.kernel"], H)
     want = (o * silu(gate)).reshape(B, T, -1) @ p["o_proj.kernel"]
-    assert_close(jax.jit(layer)(jnp.asarray(x, jnp.float32)), want, OUTPUTS["float32"])
+    assert_close(jax.jit(layer)(jnp.asarray(x)), want, OUTPUTS["float64"])
 
 
 def delta_tokens(p, x, HV, doubled):
@@ -88,29 +89,25 @@ def delta_tokens(p, x, HV, doubled):
 
 
 @pytest.mark.parametrize("allow_neg_eigval", [False, True])
-def test_delta_net(x, allow_neg_eigval):
-    layer = layers.DeltaNet(D, num_heads=H, allow_neg_eigval=allow_neg_eigval, rngs=nnx.Rngs(0), **INIT)
+def test_delta_net(x, allow_neg_eigval, x64):
+    layer = layers.DeltaNet(D, num_heads=H, allow_neg_eigval=allow_neg_eigval, rngs=nnx.Rngs(0), **INIT, **FLOAT64)
     p = values(layer)
     assert layer.state_shape(B) == (B, H, D // 2, D // 2)
     q, k, v, beta = delta_tokens(p, x, H, allow_neg_eigval)
     o = rms(recur(q, k, v, np.zeros((B, T, H)), beta), p["o_norm.scale"])
-    assert_close(
-        jax.jit(layer)(jnp.asarray(x, jnp.float32)), o.reshape(B, T, -1) @ p["o_proj.kernel"], OUTPUTS["float32"]
-    )
+    assert_close(jax.jit(layer)(jnp.asarray(x)), o.reshape(B, T, -1) @ p["o_proj.kernel"], OUTPUTS["float64"])
 
 
 @pytest.mark.parametrize(("num_v_heads", "allow_neg_eigval"), [(None, False), (4, True)])
-def test_gated_delta_net(x, num_v_heads, allow_neg_eigval):
+def test_gated_delta_net(x, num_v_heads, allow_neg_eigval, x64):
     options = dict(num_v_heads=num_v_heads, allow_neg_eigval=allow_neg_eigval)
-    layer = layers.GatedDeltaNet(D, num_heads=H, rngs=nnx.Rngs(0), **options, **INIT)
+    layer = layers.GatedDeltaNet(D, num_heads=H, rngs=nnx.Rngs(0), **options, **INIT, **FLOAT64)
     p, HV = values(layer), num_v_heads or H
     assert layer.state_shape(B) == (B, HV, 9, 18)  # 3/4 of D over the key heads, and twice that
     q, k, v, beta = delta_tokens(p, x, HV, allow_neg_eigval)
     g = -np.exp(p["A_log"]) * np.log1p(np.exp(x @ p["a_proj.kernel"] + p["dt_bias"]))
     o = rms(recur(q, k, v, g, beta), p["o_norm.scale"]) * silu(heads(x @ p["gate_proj.kernel"], HV))
-    assert_close(
-        jax.jit(layer)(jnp.asarray(x, jnp.float32)), o.reshape(B, T, -1) @ p["o_proj.kernel"], OUTPUTS["float32"]
-    )
+    assert_close(jax.jit(layer)(jnp.asarray(x)), o.reshape(B, T, -1) @ p["o_proj.kernel"], OUTPUTS["float64"])
 
 
 def test_decays_start_in_their_ranges():

@@ -15,9 +15,7 @@ from lineax_seq.models import Decoder, DecoderConfig
 B, T, VOCAB = 2, 12, 19
 F32 = OUTPUTS["float32"]
 PATTERN = ("gla", "gated_delta_net", "softmax_attention")
-SIZES = dict(
-    vocab_size=VOCAB, d_model=16, num_heads=2, head_dim=4, d_ff=24
-)  # the same for all: fewer shapes to compile
+SIZES = dict(vocab_size=VOCAB, d_model=16, num_heads=2, head_dim=4, d_ff=24)
 HYBRID = DecoderConfig(**SIZES, num_layers=2 * len(PATTERN), pattern=PATTERN, window=5, init_std=0.3)
 SMALL = DecoderConfig(**SIZES, num_layers=4, pattern="LN", linear_layer="delta_net")
 
@@ -25,8 +23,8 @@ SMALL = DecoderConfig(**SIZES, num_layers=4, pattern="LN", linear_layer="delta_n
 class Case:
     """The hybrid, tokens, and each of its uses jitted once."""
 
-    def __init__(self):
-        self.model = Decoder(HYBRID, rngs=nnx.Rngs(0))
+    def __init__(self, model):
+        self.model = model
         self.tokens = jax.random.randint(jax.random.key(1), (B, T), 0, VOCAB)
         self.apply = jax.jit(lambda model, tokens: model(tokens))
         self.packed = jax.jit(lambda model, tokens, ids: model(tokens, segment_ids=ids))
@@ -36,8 +34,8 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def hybrid():
-    return Case()
+def hybrid(filled):
+    return Case(filled(HYBRID))
 
 
 def test_logits_are_float32_and_no_call_retraces(hybrid):
@@ -95,24 +93,24 @@ def test_untrained_loss_is_that_of_a_uniform_guess():
     assert model.lm_head.shape == (16, 500) and model.embed.embedding.shape == (500, 16)
 
 
-def test_bfloat16_compute_with_float32_parameters():
-    model = Decoder(dataclasses.replace(SMALL, dtype="bfloat16"), rngs=nnx.Rngs(0))
+def test_bfloat16_compute_with_float32_parameters(filled):
+    model = filled(dataclasses.replace(SMALL, dtype="bfloat16"))
     assert {a.dtype for a in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
     tokens = jnp.arange(2 * 9).reshape(2, 9) % VOCAB
     hidden, logits = jax.jit(lambda m: (m.hidden(tokens), m(tokens)))(model)
     assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
-    want = jax.jit(lambda m: m(tokens))(Decoder(SMALL, rngs=nnx.Rngs(0)))
+    want = jax.jit(lambda m: m(tokens))(filled(SMALL))
     assert_close(logits, want, GRADIENTS["bfloat16"])
 
 
-def test_remat_changes_memory_but_no_gradient():
+def test_remat_changes_memory_but_no_gradient(filled):
     tokens = jax.random.randint(jax.random.key(0), (2, 64), 0, VOCAB)
 
     def loss(model):
         return model.loss(tokens, tokens)[0]
 
     def make(remat, **change):
-        return Decoder(dataclasses.replace(SMALL, remat=remat, **change), rngs=nnx.Rngs(0))
+        return filled(dataclasses.replace(SMALL, remat=remat, **change))
 
     def kept(model):
         return sum(r.size for r in jax.tree.leaves(jax.eval_shape(lambda m: jax.vjp(loss, m)[1], model)))
@@ -143,8 +141,8 @@ def test_program_does_not_grow_with_depth(use):
     assert abs(many.count("\n") - few.count("\n")) <= 0.01 * few.count("\n")
 
 
-def test_a_tiny_batch_is_learnt():
-    model = Decoder(dataclasses.replace(SMALL, num_layers=2), rngs=nnx.Rngs(0))
+def test_a_tiny_batch_is_learnt(filled):
+    model = filled(dataclasses.replace(SMALL, num_layers=2))
     tokens = jax.random.randint(jax.random.key(0), (2, 17), 0, VOCAB)
     graphdef, params = nnx.split(model)
     optimizer = optax.adam(2e-2)

@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from lineax_seq.models import Decoder, DecoderConfig, _generate, filter_top_k, filter_top_p, generate, sample
+from lineax_seq.models import DecoderConfig, _generate, filter_top_k, filter_top_p, generate, sample
 
 VOCAB = 19
 CONFIG = DecoderConfig(
@@ -17,8 +16,8 @@ NEW = 8
 
 
 @pytest.fixture(scope="module")
-def model():
-    return Decoder(CONFIG, rngs=nnx.Rngs(0))
+def model(filled):
+    return filled(CONFIG)
 
 
 @pytest.fixture(scope="module")

@@ -31,16 +31,18 @@ def packed_reference(operator, dtype):
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "segmented"])
 def test_monoid_laws(operator, packed, x64):
     record = operator.recurrence
-    fields = operator.fields(operator.example(jax.random.key(0), B=1, T=3, H=1, K=4, V=5, D=6, dtype=jnp.float64))
+    sizes = dict(B=1, T=6, H=1, K=4, V=5, D=6, N=3, L=4)
+    fields = operator.fields(operator.example(jax.random.key(0), dtype=jnp.float64, **sizes))
     one_head = lambda name, x: x[0] if record.head_letter(name) else x  # noqa: E731
 
     def token(t):
         xs = {name: fields[name][0, t] for name in record.fields} | {name: fields[name] for name in record.parameters}
         return {name: one_head(name, x) for name, x in xs.items()}
 
-    a, b, c = (record.element(token(t)) for t in range(3))
-    zero = record.init_state(token(0))
-    state = jax.tree.map(lambda s: s + jax.random.normal(jax.random.key(1), s.shape, s.dtype), zero)
+    zero = state = record.init_state(token(0))
+    for t in range(3):
+        state = record.monoid.apply(record.element(token(t)), state)
+    a, b, c = (record.element(token(t)) for t in range(3, 6))
     laws, identity = record.monoid, record.monoid.identity(state)
     if packed:
         laws = monoid.segmented(laws, zero)
@@ -198,7 +200,7 @@ def test_packed_documents_equal_separate_runs(operator):
 
 
 # What a log-decay of 1 is in each argument that stands for one.
-DECAYS = {"g": 1.0, "slopes": -1.0, "A": 100.0}
+DECAYS = {"g": 1.0, "f": 1.0, "slopes": -1.0, "A": 100.0}
 
 
 def _changes(operator, extreme):
@@ -309,7 +311,7 @@ def test_second_call_does_not_retrace(operator):
 @every_recurrence
 def test_backward_memory_is_linear_and_holds_no_token_states(operator):
     """Temporary bytes of forward and backward, as compiled."""
-    sizes = dict(B=1, H=1, HV=1, K=32, V=32, D=32, C=32)
+    sizes = dict(B=1, H=1, HV=1, K=32, V=32, D=32, N=16, L=12, C=32)
 
     def temporary(length):
         args = jax.eval_shape(lambda: operator.example(jax.random.key(0), T=length, **sizes))

@@ -1,0 +1,82 @@
+"""Family: elementwise recurrences. h_t = exp(g_t) h_{t-1} + x_t for vectors [D], or for each channel's states [D, N].
+
+There is no matrix product to gain: the token loop reads and writes everything once, and chunks only bound what the
+backward pass keeps, the states that enter them. On a CPU nothing is faster (T=2048 D=512 float32, two cores, forward
+and forward+backward: token loop 0.6 and 2.4 ms, `lax.associative_scan` 3.3 and 9.8 ms, loop over the tokens of all
+chunks at once 3.0 and 12.6 ms), so VECTOR_DECAY runs its derived chunk form there. Accelerators pay for every turn of a
+loop and scan the chunks in parallel.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..monoid import DECAY, Affine
+from ..recurrence import Recurrence
+from ..typing import Inputs
+
+
+class Factors(NamedTuple):
+    decay: jax.Array  # [C, D] what is left of the entering state
+    own: jax.Array  # [C, D] what the chunk's tokens made of the zero state
+
+
+def _prepare(x: Inputs, keep: jax.Array | None) -> Factors:
+    decay = jnp.exp(x["g"])
+    if keep is not None:
+        decay = jnp.where(keep[:, None], decay, 0)
+    join = lambda earlier, later: (later[0] * earlier[0], later[0] * earlier[1] + later[1])  # noqa: E731
+    return Factors(*lax.associative_scan(join, (decay, x["x"])))
+
+
+VECTOR_DECAY = Recurrence(
+    name="vector_decay",
+    fields={"x": "D", "g": "D"},
+    element=lambda x: Affine(x["g"], x["x"]),
+    output=lambda x, state, previous: state,
+    monoid=DECAY,
+    init_state=lambda x: jnp.zeros_like(x["x"]),
+    output_field="x",
+    prepare=_prepare,
+    advance=lambda factors, state: (factors.decay[-1] * state + factors.own[-1], None),
+    readout=lambda factors, state, extra: factors.own + factors.decay * state,
+    loops_on_cpu=True,
+)
+
+
+def _prepare_selective(x: Inputs, keep: jax.Array | None):
+    """The chunk as it is: its states [C, D, N] exist only while `advance` is at it."""
+    return x, None if keep is None else keep.astype(x["u"].dtype)
+
+
+def _advance_selective(factors, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The token loop on states [N, D]: D is the long axis, and vector units work along the last one."""
+    x, keep = factors
+    A = x["A"].T
+
+    def body(state, token):
+        (u, dt, B, C), keep = token
+        if keep is not None:
+            state = jnp.where(keep > 0.5, state, 0)
+        state = jnp.exp(dt * A) * state + (dt * u) * B[:, None]
+        return state, (state * C[:, None]).sum(0)
+
+    state, y = lax.scan(body, state.T, ((x["u"], x["dt"], x["B"], x["C"]), keep))
+    return state.T, y
+
+
+SELECTIVE = Recurrence(
+    name="selective",
+    fields={"u": "D", "dt": "D", "B": "N", "C": "N"},
+    parameters={"A": "D N"},
+    element=lambda x: Affine(x["dt"][:, None] * x["A"], (x["dt"] * x["u"])[:, None] * x["B"][None, :]),
+    output=lambda x, state, previous: state @ x["C"],
+    monoid=DECAY,
+    init_state=lambda x: jnp.zeros_like(x["A"]),
+    output_field="u",
+    prepare=_prepare_selective,
+    advance=_advance_selective,
+    readout=lambda factors, state, y: y,
+)

@@ -1,0 +1,260 @@
+"""Log-linear attention: o_t = sum_l s_t^(l) q_t S_t^(l), with a state per level of a Fenwick partition of the past.
+
+Token j is on level 0 of token t if it is t, otherwise on level bitlength(t xor j): the recent past in small pieces, the
+distant one in large ones. Each level's state is S^(l) = sum_j exp(g_{j+1} + ... + g_t) k_j v_j^T over its tokens, g the
+log-decay per head, <= 0, and `level_scales` s weighs the L levels. T tokens need L = bitlength(T - 1) + 1; with fewer,
+all that is older is on the last level.
+
+The state is the pair (S [L-1 or 1], count). Between two tokens level 0 is empty, and level l holds the 2^(l-1) tokens
+that bit l-1 of the number of tokens seen stands for: one more token is a binary increment, and what the carry passes is
+added up. `count` is that number modulo 2^(L-2), all the bits that the last level leaves to say.
+
+Source: Guo et al. 2025, arXiv:2506.04761, sections 2 and 3.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..arguments import HEAD_DECAYS, KEYS, QUERIES, VALUES, Argument
+from ..layout import compute_dtype
+from ..monoid import Monoid
+from ..operator import Operator
+from ..recurrence import Recurrence
+from ..typing import Inputs
+from . import _decay
+
+
+class Stretch(NamedTuple):
+    """The summary of the tokens at positions first..end-1 of their document."""
+
+    first: jax.Array  # ()
+    end: jax.Array  # () equal to first: no tokens
+    log_decay: jax.Array  # ()
+    states: jax.Array  # [L-1, K, V] what the tokens add, on the levels as `end` sees them
+
+
+def _bit_length(n: jax.Array) -> jax.Array:
+    n = n.astype(jnp.int32)
+    return 32 - jax.lax.clz(n)
+
+
+def _differing(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The level on which positions a and b part."""
+    return _bit_length(a.astype(jnp.int32) ^ b.astype(jnp.int32))
+
+
+def _carry(levels: int, first: jax.Array, end: jax.Array, dtype) -> jax.Array:
+    """`[levels, levels]`: the states as position `end` sees them from those as `first` does.
+
+    The lower ones join the one that the positions part on; `end = first` changes nothing.
+    """
+    index = jnp.arange(levels)
+    target = jnp.minimum(_differing(first, end) - 1, levels - 1)
+    joins = (index[:, None] == target) & (index[None, :] < target)
+    stays = (index[:, None] == index[None, :]) & (index[:, None] >= target)
+    return (joins | stays).astype(dtype)
+
+
+def _carried(states: jax.Array, first: jax.Array, end: jax.Array) -> jax.Array:
+    return jnp.tensordot(_carry(states.shape[0], first, end, states.dtype), states, 1)
+
+
+def _wrapped(end: jax.Array, states: int) -> jax.Array:
+    """The count that tells the levels of `end` apart."""
+    return jnp.mod(end, 1 << (states - 1))
+
+
+def _states(x: Inputs) -> int:
+    """How many levels the state has: level 0 is the token itself, unless there is no other."""
+    return max(x["level_scales"].shape[-1] - 1, 1)
+
+
+def _scales(x: Inputs) -> jax.Array:
+    """The scales `[..., L-1]` of the states."""
+    return x["level_scales"][..., -_states(x) :]
+
+
+def _element(x: Inputs) -> Stretch:
+    first, states = x["position"], _states(x)
+    end = jnp.where(first < 0, first, first + 1)
+    alone = jnp.minimum(_differing(first, end) - 1, states - 1)
+    token = x["k"][:, None] * x["v"][None, :]
+    return Stretch(first, end, x["g"], (jnp.arange(states) == alone).astype(token.dtype)[:, None, None] * token)
+
+
+def _combine(earlier: Stretch, later: Stretch) -> Stretch:
+    none_before, none_after = earlier.first == earlier.end, later.first == later.end
+    return Stretch(
+        jnp.where(none_before, later.first, earlier.first),
+        jnp.where(none_after, earlier.end, later.end),
+        earlier.log_decay + later.log_decay,
+        jnp.exp(later.log_decay) * _carried(earlier.states, later.first, later.end) + later.states,
+    )
+
+
+def _apply(summary: Stretch, state):
+    states, count = state
+    new = jnp.exp(summary.log_decay) * _carried(states, summary.first, summary.end) + summary.states
+    return new, jnp.where(summary.first == summary.end, count, _wrapped(summary.end, states.shape[0]))
+
+
+def _identity(state) -> Stretch:
+    states, count = state
+    return Stretch(count, count, jnp.zeros_like(count), jnp.zeros_like(states))
+
+
+def _output(x: Inputs, state, previous) -> jax.Array:
+    past = jnp.einsum("l,k,lkv->v", _scales(x), x["q"] * jnp.exp(x["g"]), previous[0])
+    return past + x["level_scales"][0] * (x["q"] @ x["k"]) * x["v"]
+
+
+def _init_state(x: Inputs):
+    return jnp.zeros((_states(x), x["k"].shape[-1], x["v"].shape[-1]), x["v"].dtype), jnp.zeros_like(x["g"])
+
+
+class Factors(NamedTuple):
+    """`S`: the states that can be occupied, the last ones: all, or those above an aligned chunk's own levels."""
+
+    reads: jax.Array  # [C, K] queries, decayed from the chunk's entry
+    weights: jax.Array  # [C, S] scales of the entering states
+    intra: jax.Array  # [C, V] outputs of the chunk's own tokens
+    carry: jax.Array  # [S, S] what becomes of the entering states, decayed
+    added: jax.Array  # [S, K, V] what the chunk's tokens add to them; [K, V] when `place` says to which
+    place: jax.Array | None  # [S]
+    old_count: jax.Array  # () the count that leaves is old_count · count + new_count
+    new_count: jax.Array
+
+
+def _own_scales(level: jax.Array, scales: jax.Array, known: int) -> jax.Array:
+    """`[C, C]`: the scale of each pair's level, for levels up to `known`; zero above."""
+    return sum(jnp.where(level == n, scales[:, n : n + 1], 0) for n in range(known + 1))
+
+
+def _scale_at(level: jax.Array, scales: jax.Array) -> jax.Array:
+    """`[C]`: each token's scale `[C, L]` of a level, one for all or one per token."""
+    levels = scales.shape[-1]
+    return (scales * (jnp.minimum(level, levels - 1)[..., None] == jnp.arange(levels))).sum(-1)
+
+
+def _prepare(x: Inputs, keep: jax.Array | None) -> Factors:
+    """Chunks that begin anywhere."""
+    (pairs, sums), docs = _decay.pair_sums(x["g"]), _decay.documents(keep)
+    position, scales, states, size = x["position"], x["level_scales"], _states(x), x["position"].shape[0]
+    first, known = position[0], min(size.bit_length() - 1, scales.shape[-1] - 1)
+    level = jnp.minimum(_differing(position[:, None], position[None, :]), scales.shape[-1] - 1)
+    # A chunk crosses one multiple of its size at most: pairs on either side of it share one level.
+    crossing = _scale_at(_differing(first, first + (size - 1)), scales)[:, None]
+    own = _own_scales(level, scales, known) + jnp.where(level > known, crossing, 0)
+    scores = _decay.causal(x["q"] @ x["k"].T * jnp.exp(pairs), docs) * own
+    # An entering state is on its level, or on the one that this token and the chunk's first part on.
+    parting = _differing(first, position)
+    weights = jnp.where(jnp.arange(1, states + 1) >= parting[:, None], _scales(x), _scale_at(parting, scales)[:, None])
+    reads, writes = x["q"] * jnp.exp(sums.forward)[:, None], x["k"] * jnp.exp(sums.backward)[:, None]
+    last, through = position, jnp.exp(sums.forward[-1])
+    if docs is not None:
+        reads, writes = _decay.mask(reads, docs.entry), _decay.mask(writes, docs.exit)
+        last, through = jnp.where(docs.exit, position, -1), jnp.where(docs.through, through, 0)
+    end = last.max() + 1
+    first = jnp.where(first < 0, end, first)
+    exits = jnp.minimum(_differing(end, position) - 1, states - 1)[:, None] == jnp.arange(states)
+    added = jnp.einsum("cs,ck,cv->skv", exits.astype(writes.dtype), writes, x["v"])
+    carry = _carry(states, first, end, writes.dtype) * through
+    empty = (first == end).astype(writes.dtype)
+    count = (1 - empty) * _wrapped(end, states)
+    return Factors(reads, weights, scores @ x["v"], carry, added, None, empty, count)
+
+
+def _prepare_aligned(x: Inputs, keep: jax.Array | None) -> Factors:
+    """Whole chunks of one document that begin at a multiple of their size: their own levels are empty in between."""
+    pairs, sums = _decay.pair_sums(x["g"])
+    scales, size = x["level_scales"], x["position"].shape[0]
+    known = min(size.bit_length() - 1, scales.shape[-1] - 1)
+    token = jnp.arange(size)
+    level = jnp.minimum(_differing(token[:, None], token[None, :]), known)
+    scores = jnp.tril(x["q"] @ x["k"].T * jnp.exp(pairs)) * _own_scales(level, scales, known)
+    above = _states(x) - min(size.bit_length() - 1, _states(x) - 1)
+    first, through = x["position"][0], jnp.exp(sums.forward[-1])
+    # counted in chunks, the levels above are those of a recurrence over chunks
+    start = jnp.floor(first / size)
+    end = jnp.where(first < 0, start, start + 1)
+    carry = _carry(above, start, end, through.dtype) * through
+    place = jnp.arange(above) == jnp.minimum(_differing(start, end) - 1, above - 1)
+    empty = (start == end).astype(through.dtype)
+    return Factors(
+        reads=x["q"] * jnp.exp(sums.forward)[:, None],
+        weights=_scales(x)[:, -above:],
+        intra=scores @ x["v"],
+        carry=carry,
+        added=(x["k"] * jnp.exp(sums.backward)[:, None]).T @ x["v"],
+        place=place.astype(through.dtype),
+        old_count=empty,
+        new_count=(1 - empty) * _wrapped(first + size, _states(x)),
+    )
+
+
+def _aligned(x: Inputs) -> jax.Array:
+    position = x["position"]
+    size = position.shape[-1]
+    whole = jnp.all(position == position[..., :1] + jnp.arange(size), axis=-1) & (position[..., 0] % size == 0)
+    return jnp.all(whole | jnp.all(position < 0, axis=-1))
+
+
+def _advance(factors: Factors, state):
+    states, count = state
+    above = factors.carry.shape[0]
+    added = factors.added if factors.place is None else factors.place[:, None, None] * factors.added
+    new = jnp.tensordot(factors.carry, states[-above:], 1) + added
+    new = jnp.concatenate([jnp.zeros_like(states[:-above]), new])
+    return (new, factors.old_count * count + factors.new_count), None
+
+
+def _readout(factors: Factors, state, extra: None) -> jax.Array:
+    states = state[0][-factors.carry.shape[0] :]
+    reads = factors.weights[:, :, None] * factors.reads[:, None, :]
+    return factors.intra + reads.reshape(reads.shape[0], -1) @ states.reshape(-1, states.shape[-1])
+
+
+FENWICK = Recurrence(
+    name="fenwick",
+    fields={"q": "H K", "k": "H K", "v": "HV V", "g": "HV", "level_scales": "HV L", "position": "HV"},
+    padding={"position": -1.0},
+    element=_element,
+    output=_output,
+    monoid=Monoid(_combine, _apply, _identity),
+    init_state=_init_state,
+    prepare=_prepare,
+    advance=_advance,
+    readout=_readout,
+    mild=_aligned,
+    prepare_mild=_prepare_aligned,
+)
+
+
+def _lower(xs: dict) -> dict:
+    given = {name: x for name, x in xs.items() if name != "position"}
+    position = xs["position"][..., None].astype(compute_dtype(given))
+    return {**given, "position": jnp.broadcast_to(position, xs["g"].shape)}
+
+
+def _draw_scales(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jax.nn.softplus(jax.random.normal(key, shape))
+
+
+log_linear_attention = Operator(
+    name="log_linear_attention",
+    recurrence=FENWICK,
+    arguments={
+        "q": QUERIES,
+        "k": KEYS,
+        "v": VALUES,
+        "g": HEAD_DECAYS,
+        "level_scales": Argument("B T HV L", _draw_scales),
+    },
+    about=__doc__,
+    lower=_lower,
+    zero_is_identity=False,  # it counts as a token
+    seen=lambda state: 0 if state is None else state[1][:, 0],
+    state="(S [B, HV, max(L-1, 1), K, V], count [B, HV])",
+)

@@ -1,0 +1,52 @@
+"""Mamba: h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t,  y_t = h_t C_t + D u_t, with N states for each of D channels.
+
+dt > 0 is the step after bias and softplus, A < 0 is -exp(A_log). dt, B and C say how u is taken in and read out, and
+may be computed from u's stream or from any other of the same length (TrackSSM's Flow-SSM: from the flow feature, with
+the state handed from layer to layer). The decay has no axis that a query and a key could share, so there is no matrix
+form; the chunks' states [C, D, N] exist one chunk at a time.
+
+Source: Gu & Dao 2023, arXiv:2312.00752, eq. 2a and algorithm 2 (B discretised as dt B).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ..arguments import Argument
+from ..operator import Operator
+from ._vector import SELECTIVE
+
+
+def _steps(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Log-uniform in [1e-3, 1e-1], Mamba's initial steps."""
+    return 10.0 ** jax.random.uniform(key, shape, minval=-3.0, maxval=-1.0)
+
+
+def _rates(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """-1, -2, ..., -N for every channel, Mamba's initial A."""
+    return jnp.broadcast_to(-jnp.arange(1.0, shape[-1] + 1), shape)
+
+
+def _finish(y: jax.Array, xs: dict) -> jax.Array:
+    if "D" not in xs:
+        return y
+    dtype = jnp.promote_types(y.dtype, jnp.float32)
+    return (y.astype(dtype) + xs["D"].astype(dtype) * xs["u"].astype(dtype)).astype(y.dtype)
+
+
+mamba = Operator(
+    name="mamba",
+    recurrence=SELECTIVE,
+    arguments={
+        "u": Argument("B T D"),
+        "dt": Argument("B T D", _steps),
+        "A": Argument("D N", _rates),
+        "B": Argument("B T N"),
+        "C": Argument("B T N"),
+        "D": Argument("D", optional=True),
+    },
+    about=__doc__,
+    lower=lambda xs: {name: x for name, x in xs.items() if name != "D"},
+    finish=_finish,
+    scaled=False,
+    state="[B, D, N]",
+)
