@@ -137,6 +137,26 @@ def test_a_named_python_is_taken_or_refused(tmp_path):
         assert done.returncode == 1 and done.stdout == "" and why in done.stderr
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+@pytest.mark.parametrize(
+    ("printed", "made", "last", "status"),
+    [
+        ("== 47 passed in 1.49s ==", 0, "== 47 passed in 1.49s ==", 0),
+        ("2 failed, 9 passed, 1 skipped in 61.00s (0:01:01)\nmake: *** Error 1", 2, "2 failed, 9 passed, 1 skipped", 2),
+        ("=== 56 deselected, 1 error in 1.64s ===", 2, "=== 56 deselected, 1 error in 1.64s ===", 2),
+        ("no tests ran in 0.01s", 0, "No tests ran.", 1),
+        ("pip could not install", 2, "No tests ran.", 2),
+    ],
+)
+def test_ci_ends_with_the_closing_line_and_the_status(printed, made, last, status, tmp_path):
+    script(tmp_path / "make", f"echo '{printed}'\nexit {made}")  # stands in for `make test`
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = [shutil.which("bash"), str(ROOT / ".ci" / "run")]
+    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == status
+    assert done.stdout.splitlines()[-1].startswith(last)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_a_failed_installation_is_tried_again(tmp_path):

@@ -73,6 +73,24 @@ class Checkpoints:
         return TrainState(params=found["params"], **found["rest"])
 
 
+def _reader(directory: Path) -> ocp.training.Checkpointer:
+    """Reads beside a run that is writing there: nothing is cleaned up, saved or removed."""
+    return ocp.training.Checkpointer(
+        directory,
+        save_decision_policy=ocp.training.save_decision_policies.SpecificStepsPolicy(()),
+        preservation_policy=ocp.training.preservation_policies.PreserveAll(),
+    )
+
+
+def latest_step(directory: str | Path) -> int | None:
+    """Newest checkpoint under `directory`, None if there is no such folder or none in it."""
+    directory = Path(directory).resolve()
+    if not directory.is_dir():
+        return None
+    with _reader(directory) as reader:
+        return None if reader.latest is None else reader.latest.step
+
+
 def load_params(directory: str | Path, like: PyTree, step: int | None = None) -> tuple[int, PyTree]:
     """Step and parameters of checkpoint `step` (None: the newest) under `directory`; `like` as in `restore`.
 
@@ -84,18 +102,14 @@ def load_params(directory: str | Path, like: PyTree, step: int | None = None) ->
     directory = Path(directory).resolve()
     if not directory.is_dir():
         raise ValueError(f"load_params: {directory} is not a folder; give the checkpoint folder of a run")
-    with ocp.training.Checkpointer(
-        directory,
-        save_decision_policy=ocp.training.save_decision_policies.SpecificStepsPolicy(()),
-        preservation_policy=ocp.training.preservation_policies.PreserveAll(),
-    ) as checkpointer:
-        steps = [found.step for found in checkpointer.checkpoints]
+    with _reader(directory) as reader:
+        steps = [found.step for found in reader.checkpoints]
         if not steps:
             raise ValueError(f"load_params: {directory} holds no finished checkpoint yet; train longer, or save sooner")
         if step is not None and step not in steps:
             raise ValueError(f"load_params: {directory} has no checkpoint of step {step}; it has {steps}")
         step = steps[-1] if step is None else step
-        return step, checkpointer.load_checkpointables(step, {"params": abstract(like)})["params"]
+        return step, reader.load_checkpointables(step, {"params": abstract(like)})["params"]
 
 
 def abstract(tree: PyTree) -> PyTree:

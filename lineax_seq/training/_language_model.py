@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+import secrets
 import signal
 import time
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from ..data import (
     train_iterator,
 )
 from ..models import Decoder, DecoderConfig, generate
-from ._checkpoint import Checkpoints, load_params
+from ._checkpoint import Checkpoints, latest_step, load_params
 from ._config import MAY_DIFFER, DataConfig, LanguageModelConfig
 from ._evaluate import Evaluator, spread
 from ._loop import Profile, seconds_per_step, train
@@ -41,7 +42,7 @@ from ._metrics import RunLog
 from ._optimizer import learning_rate_schedule, make_optimizer
 from ._report import plot_loss
 from ._run_directory import load_run, open_run, write_atomically
-from ._step import LossFunction, init_state, make_train_step
+from ._step import LossFunction, TrainState, init_state, make_train_step
 
 PyTree = Any
 
@@ -68,7 +69,8 @@ class LanguageModelRun:
     `begin` is the `time.monotonic()` from which `max_seconds` counts; None: now.
 
     Raises:
-      ValueError: a configuration that does not fit the text, the model or the run directory. Then no run is left.
+      ValueError: a configuration that does not fit the text, the model, the time or the run directory. A new run
+        leaves nothing on disk then.
     """
 
     def __init__(self, config: LanguageModelConfig, *, begin: float | None = None):
@@ -82,10 +84,6 @@ class LanguageModelRun:
         graphdef, params = nnx.split(nnx.eval_shape(lambda: Decoder(config.model, rngs=nnx.Rngs(0))))
         self.parameters = sum(x.size for x in jax.tree.leaves(params))
 
-        directory = config.run_dir or default_run_directory(config)
-        self.run = open_run(directory, config, seed=config.training.seed, resume=config.resume, may_differ=MAY_DIFFER)
-        self._check_same_text(corpus)
-        self.tokenizer.save(self.run.path / "tokenizer.json")
         loss = decoder_loss(graphdef, segments=config.data.rows != "windows", chunk_size=config.training.loss_chunk)
         self._optimizer = make_optimizer(config.optimizer)
         self._step = make_train_step(loss, self._optimizer, microbatches=config.training.microbatches)
@@ -94,19 +92,30 @@ class LanguageModelRun:
         self._heldout = eval_batches(self._heldout_rows, batch)
         self._some_heldout = spread(self._heldout, math.ceil(config.training.eval_rows / batch))
 
+        directory = config.run_dir or default_run_directory(config)
+        self.run = open_run(directory, config, resolve=self._resolve, resume=config.resume, may_differ=MAY_DIFFER)
+        if self.run.resolved["text"] != self._text():
+            raise ValueError(
+                f"{self.run.path}: the text under {config.data.path!r} has changed since this run began; bring it "
+                "back to continue, or choose another run directory"
+            )
+        self.run.resolve()
+        self.tokenizer.save(self.run.path / "tokenizer.json")
+        self._profile = None
+        if config.training.profile_steps is not None:
+            start, steps = latest_step(self.run.checkpoints) or 0, self.run.resolved["steps"]
+            folder = self.run.path / "profile"
+            self._profile = Profile.parse(config.training.profile_steps, folder, start=start, steps=steps)
+
     def train(self) -> Result | None:
         """Train to the last step and report; None if a signal (`stopped_by`) ended it, with everything saved.
 
         Raises:
           NonFiniteError: see `train`; the last good checkpoint stays.
-          ValueError: `max_seconds` is too short for one step, or `profile_steps` is outside the run's steps.
         """
-        training, seed = self.config.training, self.run.resolved["seed"]
-        state = init_state(init_params(self.config.model, seed), self._optimizer, seed)
+        training, seed, steps = self.config.training, self.run.resolved["seed"], self.run.resolved["steps"]
+        state = self._new_state(seed)
         batches = train_iterator(self._rows, batch_size=training.batch_size, seed=seed)
-        if "steps" not in self.run.resolved:
-            self.run.resolve(steps=self._resolve_steps(state))
-        steps = self.run.resolved["steps"]
         with Checkpoints(
             self.run.checkpoints, every=training.checkpoint_every, keep=training.keep_checkpoints
         ) as checkpoints:
@@ -115,9 +124,6 @@ class LanguageModelRun:
             start = int(state.step)
             if start == steps and (found := self.run.path / "results.json").exists():
                 return Result(**json.loads(found.read_text(encoding="utf-8")))
-            profile = None
-            if training.profile_steps is not None:
-                profile = Profile.parse(training.profile_steps, self.run.path / "profile", start=start, steps=steps)
             with RunLog(self.run.path, steps=steps, start=start, log_every=training.log_every) as log:
                 log.note(self._introduction(start, steps))
                 state, self.stopped_by = train(
@@ -129,20 +135,11 @@ class LanguageModelRun:
                     checkpoints=checkpoints,
                     evaluate=lambda params: self._evaluate(params, self._some_heldout),
                     eval_every=training.eval_every,
-                    profile=profile,
+                    profile=self._profile,
                 )
                 if self.stopped_by is not None:
                     return None
                 return self._report(state.params, steps, log)
-
-    def _check_same_text(self, corpus: Corpus) -> None:
-        text = {name: corpus.recipe[name] for name in ("source", "heldout_source")}
-        if self.run.resolved.setdefault("text", text) != text:
-            raise ValueError(
-                f"{self.run.path}: the text under {self.config.data.path!r} has changed since this run began; bring "
-                "it back to continue, or choose another run directory"
-            )
-        self.run.resolve()
 
     def _report(self, params, steps: int, log: RunLog) -> Result:
         """Evaluate on all held-out text, compress it, draw samples, plot, and write results.json last."""
@@ -189,18 +186,31 @@ class LanguageModelRun:
             for number, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True), 1)
         )
 
-    def _resolve_steps(self, state) -> int:
-        """The steps asked for, or as many as `max_seconds` leaves time for."""
+    def _new_state(self, seed: int) -> TrainState:
+        return init_state(init_params(self.config.model, seed), self._optimizer, seed)
+
+    def _text(self) -> dict[str, Any]:
+        return {name: self._corpus.recipe[name] for name in ("source", "heldout_source")}
+
+    def _resolve(self) -> dict[str, Any]:
+        """What a new run settles once and for all."""
         training = self.config.training
-        if training.max_seconds is None:
-            return training.steps
+        return {
+            "seed": secrets.randbits(31) if training.seed is None else training.seed,
+            "steps": training.steps if training.max_seconds is None else self._steps_in_time(training.max_seconds),
+            "text": self._text(),
+        }
+
+    def _steps_in_time(self, max_seconds: float) -> int:
+        """The steps asked for, or as many as `max_seconds` leaves time for."""
+        training, state = self.config.training, self._new_state(0)
         step_seconds = seconds_per_step(self._step, state, eval_batches(self._rows, training.batch_size)[0])
         self._evaluate(state.params, self._some_heldout[:1])  # compiles
         begin = time.monotonic()
         self._evaluate(state.params, self._some_heldout[:1])
         end = time.monotonic()
         return steps_within(
-            training.max_seconds,
+            max_seconds,
             spent=end - self._begin,
             step_seconds=step_seconds,
             batch_seconds=end - begin,

@@ -12,10 +12,10 @@ import importlib.metadata
 import json
 import os
 import platform
-import secrets
 import subprocess
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -145,18 +145,19 @@ def open_run(
     path: str | Path,
     config: Any,
     *,
-    seed: int | None,
+    resolve: Callable[[], dict[str, Any]] = dict,
     resume: Resume = "auto",
     may_differ: frozenset[str] = frozenset(),
 ) -> RunDirectory:
     """Start a run in `path`, or take up the one that is there.
 
     auto continues a run whose configuration equals `config` but for the fields `may_differ`; must wants such a run to
-    be there; never wants none to be. `seed=None` draws one, recorded as `resolved["seed"]`.
+    be there; never wants none to be. `resolve()` gives the first `resolved` values of a new run; nothing is written
+    before it returns.
 
     Raises:
-      ValueError: the folder holds another run (every differing field is told), a run under never, none under must,
-        or files that are no run.
+      ValueError: whatever `resolve` refuses; or the folder holds another run (every differing field is told), a run
+        under never, none under must, or files that are no run.
     """
     path = Path(path)
     if resume not in ("auto", "must", "never"):
@@ -179,9 +180,9 @@ def open_run(
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"open_run: {path} exists and is not a run; choose an empty or new directory")
     to_json(config)  # refuses what it must before the folder is made
+    run = RunDirectory(path, config, resolve())
     path.mkdir(parents=True, exist_ok=True)
-    run = RunDirectory(path, config)
-    run.resolve(seed=secrets.randbits(31) if seed is None else seed)
+    run.resolve()
     return run
 
 

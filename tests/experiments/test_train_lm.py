@@ -14,7 +14,7 @@ from flax import nnx
 
 from experiments import generate, train_lm
 from lineax_seq.data import ByteTokenizer
-from lineax_seq.training import load_language_model, read_metrics
+from lineax_seq.training import LanguageModelRun, load_language_model, parse_flags, read_metrics
 
 ROOT = Path(__file__).parents[2]
 STEPS = 300
@@ -90,8 +90,23 @@ def test_non_finite_loss_exits_1_and_names_step_and_leaf(tmp_path, capsys):
     assert "no checkpoint was saved" in error
 
 
+@pytest.mark.slow
 def test_bfloat16_compute_trains_float32_parameters(tmp_path):
-    assert train_lm.main(flags(tmp_path, "--model.dtype", "bfloat16", "--training.loss-chunk", "16", "--training.samples", "0", steps=100)) == 0
+    assert (
+        train_lm.main(
+            flags(
+                tmp_path,
+                "--model.dtype",
+                "bfloat16",
+                "--training.loss-chunk",
+                "16",
+                "--training.samples",
+                "0",
+                steps=100,
+            )
+        )
+        == 0
+    )
     model, _, step = load_language_model(tmp_path / "run")
     assert step == 100 and {str(x.dtype) for x in jax.tree.leaves(nnx.state(model))} == {"float32"}
     assert losses(tmp_path)[-1][1] < losses(tmp_path)[0][1] - 1.0
@@ -130,12 +145,36 @@ def test_bad_flags_exit_2_and_say_what_to_do(more, message, tmp_path, capsys):
         (["--data", "nowhere.txt"], "no file or folder 'nowhere.txt'"),
         (["--model.vocab-size", "4096"], "set --model.vocab-size 258"),
         (["--data.context", "100000"], "shorter length"),
+        (["--training.max-seconds", "0.1"], "max_seconds is 0.1, too few for a step"),
     ],
 )
 def test_what_does_not_fit_exits_2_and_leaves_no_run(more, message, tmp_path, capsys):
     assert train_lm.main(flags(tmp_path, *more)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_profile_range_behind_the_run_is_refused(whole, capsys):
+    assert train_lm.main(flags(whole, "--training.profile-steps", "3:5")) == 2
+    assert "profile_steps: 3:5 is not within the steps" in capsys.readouterr().err
+
+
+def test_changed_text_is_refused(whole, capsys):
+    command = flags(whole)
+    text = (whole / "text.txt").read_text()
+    (whole / "text.txt").write_text(text + "more")
+    try:
+        assert train_lm.main(command) == 2
+        assert "has changed since this run began" in capsys.readouterr().err
+    finally:
+        (whole / "text.txt").write_text(text)
+
+
+def test_a_drawn_seed_is_kept(tmp_path):
+    config = parse_flags(train_lm.DEFAULT, flags(tmp_path, "--training.seed", "None"), program="", description="")
+    seed = LanguageModelRun(config).run.resolved["seed"]
+    assert LanguageModelRun(config).run.resolved["seed"] == seed
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["resolved"]["seed"] == seed
 
 
 def test_help_shows_defaults_and_meaning(capsys):

@@ -161,6 +161,14 @@ def test_log_is_plain_lines_without_a_terminal(tmp_path, capsys):
     assert list((tmp_path / "tensorboard").glob("events.*"))
 
 
+def test_log_is_a_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    stand_in.run(tmp_path, steps=3, evaluate=lambda params: {"eval_bits_per_byte": 1.5}, eval_every=2)
+    shown = capsys.readouterr().err
+    assert "3/3" in shown and "tokens/s" in shown and "step 2/3  eval_bits_per_byte 1.5000" in shown
+    assert "step 1/3  loss" not in shown
+
+
 def test_log_drops_records_after_the_checkpoint_and_a_cut_line(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"step": 3, "lo')
     with RunLog(tmp_path, steps=9, start=1) as log:
