@@ -6,11 +6,13 @@ reason; None takes the first that accepts, a named implementation never falls ba
 
 import difflib
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 
 from .recurrence import Recurrence
 
+Result = TypeVar("Result")
 IMPLEMENTATIONS = ("xla", "mosaic_tpu", "mosaic_gpu")
 _PREFERRED = {"tpu": ("mosaic_tpu", "xla"), "gpu": ("mosaic_gpu", "xla"), "cuda": ("mosaic_gpu", "xla")}
 
@@ -54,7 +56,7 @@ def kernel(recurrence: Recurrence, implementation: str) -> Callable:
     return kernels[implementation, recurrence.name]
 
 
-def first_accepting(caller: str, names: Sequence[str], attempt: Callable[[str], object]):
+def first_accepting(caller: str, names: Sequence[str], attempt: Callable[[str], Result]) -> Result:
     """`attempt(name)` for the first implementation that does not refuse.
 
     Raises:

@@ -23,7 +23,7 @@ from .typing import Inputs, State
 
 # Tokens of all sequences and heads that a block holds on a CPU, where its arrays should stay in cache. Accelerators
 # take all chunks at once: they want the parallelism.
-CPU_BLOCK_TOKENS = 512
+CPU_BLOCK_TOKENS = 1024
 
 
 def scan(

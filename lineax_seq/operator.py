@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from .recurrence import Recurrence
 from .typing import State
 
 FORMS = ("chunk", "scan")
-_OPTIONS = dict(
+_OPTIONS: dict[str, Any] = dict(
     scale=None,
     initial_state=None,
     segment_ids=None,
@@ -72,7 +73,7 @@ class Operator:
         scaled: whether the queries (field q) take a scale.
         default_scale: the scale where the caller does not say; None is K**-0.5.
         bidirectional: None, or (scale, chunk size, fields, reset, state, blocks) -> (final state, o), for
-            `causal=False` and, where `takes_blocks`, for `block_size=`; blocks is None or bool [B, T], where they start.
+            `causal=False` and, where `takes_blocks`, for `block_size=`; blocks: None or bool [B, T], where they start.
         zero_is_identity: whether a token whose arguments are all zero leaves the state alone.
         seen: None, or (state or None) -> int, how many tokens of its document the state has seen, `[B]` or a number;
             `lower` then finds each token's place in its document, int `[B, T]` from 0, under the name `position`.
@@ -378,6 +379,7 @@ def _bidirectional(
 ):
     if implementation != "xla":
         raise NotImplementedError(f"{implementation}: no kernel that reads the future yet")
+    assert operator.bidirectional is not None  # the caller refuses otherwise
     fields, reset, state = _prepared(operator, xs, segment_ids, state)
     blocks = None
     if block_size is not None:

@@ -88,7 +88,9 @@ class Recurrence:
     def chunk_form(self, mild: bool = False) -> tuple[Callable, Callable, Callable]:
         """`(prepare, advance, readout)`, derived where not given: the chunk is a scan, its outputs are the extra."""
         if self.prepare is not None and not (self.loops_on_cpu and jax.default_backend() == "cpu"):
-            return (self.prepare_mild if mild else self.prepare), self.advance, self.readout
+            prepare = self.prepare_mild if mild else self.prepare
+            assert prepare and self.advance and self.readout, f"{self.name}: prepare, advance and readout go together"
+            return prepare, self.advance, self.readout
 
         # keep travels as a float so that every factor is differentiable
         def prepare(x: Inputs, keep: jax.Array | None):

@@ -14,7 +14,7 @@ SIZES = dict(B=2, T=2 * CHUNK + 5, H=2, HV=4, K=8, V=16, D=8, N=4, L=7)
 
 
 class Case:
-    """Arguments, a state that other tokens left, document ids, cotangents of outputs and final state, all in float64."""
+    """Arguments, a state other tokens left, document ids, cotangents of outputs and final state, all in float64."""
 
     def __init__(self, operator: ls.Operator, seed: int = 0, **sizes: int):
         self.sizes = {**SIZES, **sizes}

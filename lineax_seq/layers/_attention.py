@@ -117,7 +117,7 @@ class SoftmaxAttention(nnx.Module):
             return y.reshape(*y.shape[:2], n, self.head_dim)
 
         q, k = heads(self.q_proj(x), self.num_heads), heads(self.k_proj(x), self.num_kv_heads)
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope_theta is not None:
             q, k = rotary(q, positions, self.rope_theta), rotary(k, positions, self.rope_theta)

@@ -27,7 +27,7 @@ def _visible(i: jax.Array, j: jax.Array, window: int | None, run_i=None, run_j=N
     if window is not None:
         mask &= distance < window
     mask = mask[None]
-    if run_i is not None:
+    if run_i is not None and run_j is not None:
         mask = mask & (run_i[:, :, None] == run_j[:, None, :])
     return mask[:, None]
 

@@ -77,9 +77,10 @@ class GatedLinearAttention(LinearLayer):
         self.o_norm = GatedRMSNorm(V, eps=norm_eps, dtype=dtype, param_dtype=param_dtype)
         out = functools.partial(project, kernel_init=out_init or kernel_init)
         self.o_proj = out(num_heads * V, d_model)
-        conv = functools.partial(ShortConv, width=conv_width, param_dtype=param_dtype, rngs=rngs)
-        widths = (K, K, V) if conv_width else ()
-        self.convs = nnx.List([conv(num_heads * width) for width in widths])
+        self.convs = nnx.List()
+        if conv_width:
+            conv = functools.partial(ShortConv, width=conv_width, param_dtype=param_dtype, rngs=rngs)
+            self.convs = nnx.List([conv(num_heads * width) for width in (K, K, V)])
         self.num_heads, self.key_dim, self.value_dim, self.gate_normalizer = num_heads, K, V, gate_normalizer
 
     def convolutions(self) -> tuple[ShortConv, ...]:

@@ -89,7 +89,7 @@ def generate(
     tokens = np.zeros((len(prompts), padded), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
-    if np.ndim(seed) == 0:
+    if isinstance(seed, int | np.integer):
         keys = jax.random.split(jax.random.key(seed), len(prompts))
     else:
         keys = jax.vmap(jax.random.key)(np.array(seed, np.uint32))

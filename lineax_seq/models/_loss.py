@@ -86,7 +86,9 @@ def _forward(hidden, head, targets, weights):
         onehot = y[..., None] == jnp.arange(logits.shape[-1], dtype=y.dtype)
         d_logits = ((jnp.exp(logits - normaliser) - onehot) * w[..., None]).astype(h.dtype)
         d_h = jnp.einsum("btv,dv->btd", d_logits, kernel)
-        d_head += jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=jnp.float32)
+        # one contracted axis: XLA's CPU backend has no bfloat16 product with float32 sums over two of them
+        rows, d_rows = h.reshape(-1, h.shape[-1]), d_logits.reshape(-1, d_logits.shape[-1])
+        d_head += jnp.matmul(rows.T, d_rows, preferred_element_type=jnp.float32)
         return (total + jnp.sum(nll * w), d_head), (d_h, nll)
 
     zero = jnp.zeros((), jnp.float32), jnp.zeros(head.shape, jnp.float32)

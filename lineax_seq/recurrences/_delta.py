@@ -94,7 +94,7 @@ def readout(factors: Factors, state: jax.Array, written: jax.Array) -> jax.Array
     return factors.reads @ state + factors.scores @ written
 
 
-def _delta(name: str, prepare: dict[str, Callable], **gates: str) -> Recurrence:
+def _delta(name: str, prepare: _diagonal.Preparations, **gates: str) -> Recurrence:
     return Recurrence(
         name=name,
         fields={"q": "H K", "k": "H K", "v": "HV V", **gates},
@@ -109,7 +109,7 @@ def _delta(name: str, prepare: dict[str, Callable], **gates: str) -> Recurrence:
     )
 
 
-DELTA = _delta("delta", dict(prepare=_prepare_undecayed), beta="HV")
-DELTA_SCALAR_DECAY = _delta("delta_scalar_decay", dict(prepare=_prepare_scalar), g="HV", beta="HV")
+DELTA = _delta("delta", _diagonal.Preparations(prepare=_prepare_undecayed), beta="HV")
+DELTA_SCALAR_DECAY = _delta("delta_scalar_decay", _diagonal.Preparations(prepare=_prepare_scalar), g="HV", beta="HV")
 DELTA_DIAGONAL_DECAY = _delta("delta_diagonal_decay", _diagonal.by_gates(_prepare_diagonal), g="HV K", beta="HV")
 DELTA_CHANNEL_GATES = _delta("delta_channel_gates", _diagonal.by_gates(_prepare_diagonal), g="HV K", b="HV K", w="HV V")

@@ -7,6 +7,7 @@ float range (`mild`), which trained gates do.
 
 import functools
 from collections.abc import Callable
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -68,9 +69,17 @@ def mild_scores(queries: jax.Array, keys: jax.Array, g: jax.Array) -> tuple[jax.
     return jnp.tril(scores, -1), _decay.Sums(forward, forward[-1] - forward)
 
 
-def by_gates(prepare: Callable) -> dict[str, Callable]:
+class Preparations(TypedDict, total=False):
+    """Entries of a record."""
+
+    prepare: Callable
+    prepare_mild: Callable
+    mild: Callable
+
+
+def by_gates(prepare: Callable) -> Preparations:
     """The record's entries for a `prepare(scores, x, keep)` that takes either way to its decayed scores."""
-    return dict(
+    return Preparations(
         prepare=functools.partial(prepare, decayed_scores),
         prepare_mild=functools.partial(prepare, mild_scores),
         mild=mild,

@@ -1,4 +1,4 @@
-"""LightNet, the additive recurrence: S_t = sum_{j<=t} exp(k_j - z_t) v_j^T,  z_t = log sum_{j<=t} exp k_j,  o_t = q_t S_t.
+"""LightNet, additive: S_t = sum_{j<=t} exp(k_j - z_t) v_j^T,  z_t = log sum_{j<=t} exp k_j,  o_t = q_t S_t.
 
 Every key channel holds a softmax over the tokens seen, of their values. k is raw: logits of any size, and -1e30 masks
 its token. Nothing depends on the order of the past, so `causal=False` needs no second scan: every token reads the
@@ -99,7 +99,7 @@ def _prepare_mild(x: Inputs, keep: jax.Array | None) -> Mild:
 
 def _prepare(x: Inputs, keep: jax.Array | None) -> Levels:
     k, v, docs = x["k"], x["v"], _decay.documents(keep)
-    count = None if docs is None else jnp.cumsum(~keep)
+    count = None if keep is None else jnp.cumsum(~keep)
     total, keys, middles = k[:, None], [], []  # of blocks of one token
     while total.shape[0] > 1:
         left, right = total[0::2], total[1::2]
@@ -107,7 +107,7 @@ def _prepare(x: Inputs, keep: jax.Array | None) -> Levels:
         own, reach = _halves(k, left.shape[1])[0], lax.stop_gradient(middle)
         logs = own - reach
         joined = jnp.logaddexp(right, middle)
-        if docs is not None:  # the middle is one document's: that of the earlier half's last token
+        if count is not None:  # the middle is one document's: that of the earlier half's last token
             earlier, later = _halves(count[:, None], left.shape[1])
             earlier, later = earlier == earlier[:, -1:], later == earlier[:, -1:]
             logs, reach = jnp.where(earlier, logs, EMPTY), jnp.where(later, reach, EMPTY)

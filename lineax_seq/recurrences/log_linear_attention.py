@@ -129,7 +129,8 @@ class Factors(NamedTuple):
 
 def _own_scales(level: jax.Array, scales: jax.Array, known: int) -> jax.Array:
     """`[C, C]`: the scale of each pair's level, for levels up to `known`; zero above."""
-    return sum(jnp.where(level == n, scales[:, n : n + 1], 0) for n in range(known + 1))
+    zero = jnp.zeros(level.shape, scales.dtype)
+    return sum((jnp.where(level == n, scales[:, n : n + 1], 0) for n in range(known + 1)), zero)
 
 
 def _scale_at(level: jax.Array, scales: jax.Array) -> jax.Array:

@@ -13,14 +13,10 @@ from ._config import (
     LanguageModelConfig as LanguageModelConfig,
     TrainingConfig as TrainingConfig,
 )
+from ._decoder import decoder_loss as decoder_loss, load_language_model as load_language_model
 from ._evaluate import Evaluator as Evaluator, bits_per_byte as bits_per_byte
 from ._flags import parse_flags as parse_flags
-from ._language_model import (
-    LanguageModelRun as LanguageModelRun,
-    Result as Result,
-    decoder_loss as decoder_loss,
-    load_language_model as load_language_model,
-)
+from ._language_model import LanguageModelRun as LanguageModelRun, Result as Result
 from ._loop import (
     NonFiniteError as NonFiniteError,
     Profile as Profile,

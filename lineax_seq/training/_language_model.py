@@ -5,7 +5,6 @@ result = job.train()                # None if a signal ended it: everything is s
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import re
@@ -19,35 +18,23 @@ from typing import Any
 import jax
 from flax import nnx
 
-from ..data import (
-    Corpus,
-    PackedSource,
-    Tokenizer,
-    Tokens,
-    WindowSource,
-    compression_bits_per_byte,
-    eval_batches,
-    load_tokenizer,
-    prepare_corpus,
-    read_documents,
-    split_documents,
-    train_iterator,
-)
-from ..models import Decoder, DecoderConfig, generate
-from ._checkpoint import Checkpoints, latest_step, load_params
-from ._config import MAY_DIFFER, DataConfig, LanguageModelConfig
+from ..data import compression_bits_per_byte, eval_batches, train_iterator
+from ..models import Decoder, generate
+from ._checkpoint import Checkpoints, latest_step
+from ._config import MAY_DIFFER, LanguageModelConfig
+from ._decoder import decoder_loss, init_params
 from ._evaluate import Evaluator, spread
 from ._loop import Profile, seconds_per_step, train
 from ._metrics import RunLog
 from ._optimizer import learning_rate_schedule, make_optimizer
 from ._report import plot_loss
-from ._run_directory import load_run, open_run, write_atomically
-from ._step import LossFunction, TrainState, init_state, make_train_step
+from ._run_directory import open_run, write_atomically
+from ._step import TrainState, init_state, make_train_step
+from ._text import heldout_texts, open_corpus, rows
 
 PyTree = Any
 
 PROMPT_TOKENS = 32
-VOCABULARY_PADDING = 256  # a vocabulary may be larger than the tokenizer's by less than this, to be a round number
 REPORT_SECONDS = 30.0  # kept free of max_seconds: samples and their compilation, compressors, plot
 
 
@@ -256,88 +243,8 @@ def steps_within(
     return steps
 
 
-def open_corpus(config: LanguageModelConfig) -> Corpus:
-    """The tokenised text of `config`, made once under `data.cache_dir`.
-
-    Raises:
-      ValueError: text or tokenizer that cannot be read, or a vocabulary that does not fit the model's.
-    """
-    data, vocab_size = config.data, config.model.vocab_size
-    trained = data.tokenizer == "bpe"
-    recipe = [data.path, data.heldout, data.heldout_from_year, data.text_key, data.tokenizer, trained and vocab_size]
-    name = re.sub(r"\W+", "-", Path(data.path).stem) or "text"
-    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
-    corpus = prepare_corpus(
-        data.path,
-        Path(data.cache_dir) / f"{name}-{key}",
-        tokenizer=data.tokenizer,
-        vocab_size=vocab_size if trained else None,
-        heldout_source=data.heldout,
-        heldout_from_year=data.heldout_from_year,
-        text_key=data.text_key,
-        overwrite=True,  # the text changed under the same name
-    )
-    known = corpus.tokenizer.vocab_size
-    if not known <= vocab_size < known + VOCABULARY_PADDING:
-        raise ValueError(
-            f"model.vocab_size is {vocab_size}, but the tokenizer {data.tokenizer!r} has {known} ids; "
-            f"set --model.vocab-size {known}, or up to {VOCABULARY_PADDING - 1} more"
-        )
-    return corpus
-
-
-def rows(tokens: Tokens, data: DataConfig) -> WindowSource | PackedSource:
-    """Rows of `data.context` tokens, cut as `data.rows` says."""
-    if data.rows == "packed":
-        return PackedSource(tokens, data.context)
-    return WindowSource(tokens, data.context, segment_documents=data.rows == "documents")
-
-
-def heldout_texts(data: DataConfig) -> list[str]:
-    """The held-out documents as text, for the compressors."""
-    if data.heldout is not None:
-        return [document.text for document in read_documents(data.heldout, text_key=data.text_key)]
-    documents = read_documents(data.path, text_key=data.text_key)
-    return [document.text for document in split_documents(documents, heldout_from_year=data.heldout_from_year).heldout]
-
-
 def default_run_directory(config: LanguageModelConfig) -> Path:
     """runs/DATA-PATTERN-LAYER: runs to be compared get folders of their own."""
     pattern = config.model.pattern if isinstance(config.model.pattern, str) else "-".join(config.model.pattern)
     layer = f"-{config.model.linear_layer}" if set(config.model.layers) != {"softmax_attention"} else ""
     return Path("runs") / re.sub(r"[^\w.-]+", "-", f"{Path(config.data.path).stem}-{pattern}{layer}")
-
-
-def init_params(config: DecoderConfig, seed: int) -> PyTree:
-    """The parameters of a new `Decoder` as nested dictionaries."""
-    # Not jitted: compiling all draws as one program takes longer than they do one by one.
-    return nnx.to_pure_dict(nnx.split(Decoder(config, rngs=nnx.Rngs(seed)))[1])
-
-
-def decoder_loss(graphdef: nnx.GraphDef, *, segments: bool, chunk_size: int | None) -> LossFunction:
-    """The loss function of a `Decoder`, split into `graphdef` and pure-dict parameters.
-
-    `segments=False` leaves out segment ids and positions: each row is then one text.
-    """
-
-    def loss(params, batch, rng):
-        model = nnx.merge(graphdef, params)
-        given = {name: batch[name] for name in ("segment_ids", "positions")} if segments else {}
-        return model.loss(batch["inputs"], batch["targets"], batch["loss_weights"], chunk_size=chunk_size, **given)
-
-    return loss
-
-
-def load_language_model(run_dir: str | Path, step: int | None = None) -> tuple[Decoder, Tokenizer, int]:
-    """Model, tokenizer and step of a run's checkpoint `step` (None: the newest), on the first device.
-
-    Raises:
-      ValueError: no such run, or no such checkpoint in it.
-    """
-    run = load_run(run_dir, LanguageModelConfig)
-    graphdef, like = nnx.split(nnx.eval_shape(lambda: Decoder(run.config.model, rngs=nnx.Rngs(0))))
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = nnx.to_pure_dict(like)
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
-    step, params = load_params(run.checkpoints, like, step)
-    return nnx.merge(graphdef, params), load_tokenizer(run.path / "tokenizer.json"), step

@@ -92,21 +92,8 @@ def test_non_finite_loss_exits_1_and_names_step_and_leaf(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_bfloat16_compute_trains_float32_parameters(tmp_path):
-    assert (
-        train_lm.main(
-            flags(
-                tmp_path,
-                "--model.dtype",
-                "bfloat16",
-                "--training.loss-chunk",
-                "16",
-                "--training.samples",
-                "0",
-                steps=100,
-            )
-        )
-        == 0
-    )
+    more = ["--model.dtype", "bfloat16", "--training.loss-chunk", "16", "--training.samples", "0"]
+    assert train_lm.main(flags(tmp_path, *more, steps=100)) == 0
     model, _, step = load_language_model(tmp_path / "run")
     assert step == 100 and {str(x.dtype) for x in jax.tree.leaves(nnx.state(model))} == {"float32"}
     assert losses(tmp_path)[-1][1] < losses(tmp_path)[0][1] - 1.0

@@ -175,3 +175,14 @@ def test_bad_inputs_are_refused(hybrid):
         model.prefill(hybrid.tokens, model.init_cache(B, T), lengths=jnp.zeros((B, 1), int))
     with pytest.raises(ValueError, match="batch=0"):
         model.init_cache(0, T)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 8])
+def test_bfloat16_gradients(filled, chunk_size):
+    """With all logits at once too, where sums over rows and tokens once had no kernel on a CPU."""
+    graphdef, params = nnx.split(filled(dataclasses.replace(SMALL, dtype="bfloat16")))
+    tokens = jnp.zeros((2, 16), jnp.int32)
+    gradients = jax.jit(jax.grad(lambda p: nnx.merge(graphdef, p).loss(tokens, tokens, chunk_size=chunk_size)[0]))(
+        params
+    )
+    assert all(jnp.isfinite(g).all() and g.dtype == jnp.float32 for g in jax.tree.leaves(gradients))

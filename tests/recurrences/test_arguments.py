@@ -59,7 +59,7 @@ def test_empty_time(args):
             dict(segment_id=jnp.zeros((2, 8), jnp.int32)),
             r"unknown argument 'segment_id' \(did you mean 'segment_ids'\?\)",
         ),
-        (dict(causal=False), "no bidirectional form"),
+        (dict(causal=False), "reads the past only"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )

@@ -43,7 +43,7 @@ def operator():
     return declared()
 
 
-@pytest.mark.parametrize(("law", "chosen"), laws())
+@pytest.mark.parametrize(("law", "chosen"), list(laws()))
 def test_law(operator, law, chosen, request):
     fixtures = inspect.signature(law).parameters.keys() - {"operator", *chosen}
     law(operator=operator, **chosen, **{name: request.getfixturevalue(name) for name in fixtures})
