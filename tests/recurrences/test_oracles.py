@@ -133,6 +133,87 @@ def rwkv7(x, S, head):
     return np.array(o), S
 
 
+@oracle
+def normalized_linear_attention(x, state, head):
+    S, z = state
+    o = []
+    for q, k, v in zip(x["q"], x["k"], x["v"], strict=True):
+        S, z = S + np.outer(k, v), z + k
+        o.append(q @ S / (q @ z + 1e-12))
+    return np.array(o), (S, z)
+
+
+@oracle
+def lightnet(x, state, head):
+    """A softmax over time per key channel, as its logarithm and its mean of values."""
+    z, S = state
+    o = []
+    for q, k, v in zip(x["q"], x["k"], x["v"], strict=True):
+        new = np.logaddexp(z, k)
+        S, z = np.exp(z - new)[:, None] * S + np.outer(np.exp(k - new), v), new
+        o.append(q @ S / np.sqrt(len(q)))
+    return np.array(o), (z, S)
+
+
+@oracle
+def mlstm(x, state, head):
+    C, n, m = state
+    o = []
+    for q, k, v, i, f in zip(*(x[name] for name in "qkvif"), strict=True):
+        new = max(f + m, i)
+        forget, write = np.exp(f + m - new), np.exp(i - new)
+        C, n, m = forget * C + write * np.outer(k, v), forget * n + write * k, new
+        q = q / np.sqrt(len(q))
+        o.append(q @ C / max(abs(q @ n), np.exp(-m)))
+    return np.array(o), (C, n, m)
+
+
+@oracle
+def hgrn(x, h, head):
+    o = []
+    for x_t, g in zip(x["x"], x["g"], strict=True):
+        h = np.exp(g) * h + x_t
+        o.append(h)
+    return np.array(o), h
+
+
+@oracle
+def rg_lru(x, h, head):
+    """A state enters, so the first token is not its document's first."""
+    o = []
+    for x_t, r, i in zip(x["x"], x["r"], x["i"], strict=True):
+        a = np.exp(-8 * r * np.log1p(np.exp(x["Lambda"])))
+        h = a * h + np.sqrt(1 - a**2) * (i * x_t)
+        o.append(h)
+    return np.array(o), h
+
+
+@oracle
+def mamba(x, h, head):
+    y = []
+    for u, dt, B_t, C_t in zip(x["u"], x["dt"], x["B"], x["C"], strict=True):
+        h = np.exp(dt[:, None] * x["A"]) * h + np.outer(dt * u, B_t)
+        y.append(h @ C_t + x["D"] * u)
+    return np.array(y), h
+
+
+@oracle
+def log_linear_attention(x, state, head):
+    """A binary counter of states: level l > 0 holds 2^(l-1) tokens, the last one all that is older."""
+    levels, count = x["level_scales"].shape[1], int(state[1])
+    S = np.concatenate([np.zeros_like(state[0][:1]), state[0]])
+    o = []
+    for q, k, v, g, scales in zip(*(x[name] for name in ("q", "k", "v", "g", "level_scales")), strict=True):
+        S = np.exp(g) * S
+        S[0] = np.outer(k, v)
+        o.append(sum(scale * (q @ level) for scale, level in zip(scales, S, strict=True)) / np.sqrt(len(q)))
+        carry = min((count ^ (count + 1)).bit_length(), levels - 1)
+        S[carry] += S[:carry].sum(0)
+        S[:carry] = 0
+        count = (count + 1) % 2 ** (levels - 2)
+    return np.array(o), (S[1:], float(count))
+
+
 @pytest.mark.parametrize("name", ls.RECURRENCES)
 def test_the_scan_is_the_papers_equation(name):
     """With grouped heads and a state that enters; the chunk form is held to the scan by the laws."""
