@@ -4,23 +4,17 @@ A kernel replaces `forms.chunk` for one recurrence record on one platform. It re
 reason; None takes the first that accepts, a named implementation never falls back.
 """
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
 
+from .checks import nearest
 from .recurrence import Recurrence
 
 Result = TypeVar("Result")
 IMPLEMENTATIONS = ("xla", "mosaic_tpu", "mosaic_gpu")
 _PREFERRED = {"tpu": ("mosaic_tpu", "xla"), "gpu": ("mosaic_gpu", "xla"), "cuda": ("mosaic_gpu", "xla")}
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """` (did you mean 'x'?)` for an unknown name, or nothing when none is near."""
-    close = difflib.get_close_matches(str(name), known, 1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def candidates(caller: str, implementation: str | Sequence[str] | None) -> tuple[str, ...]:

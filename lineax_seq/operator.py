@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from . import arguments as _arguments, dispatch, forms
+from . import arguments as _arguments, checks, dispatch, forms
 from .arguments import Argument
 from .layout import Layout, compute_dtype
 from .recurrence import Recurrence
@@ -136,14 +136,16 @@ class Operator:
         return f"<recurrence {self.name}({', '.join(self.arguments)})>"
 
     def __call__(self, *args, **kwargs) -> tuple[jax.Array, State]:
-        values, options = self._bind(args, kwargs, {**_OPTIONS, "causal": True, "block_size": None}, self.name)
-        xs, dims = self._checked(self.name, values, self.arguments)
+        values, options = checks.bind(
+            self.name, self.arguments, args, kwargs, {**_OPTIONS, "causal": True, "block_size": None}
+        )
+        xs, dims = checks.arrays(self.name, values, self.arguments)
         scale = self._scale(self.name, options["scale"], dims)
-        _check_one_of(self.name, "form", options["form"], FORMS)
+        checks.one_of(self.name, "form", options["form"], FORMS)
         segment_ids, state = options["segment_ids"], options["initial_state"]
-        _check_segment_ids(self.name, segment_ids, dims)
+        checks.segment_ids(self.name, segment_ids, dims)
         self._check_state(self.name, "initial_state", state, xs)
-        chunk_size = _chunk_size(self.name, options["chunk_size"], self.default_chunk_size, dims["T"])
+        chunk_size = checks.chunk_size(self.name, options["chunk_size"], self.default_chunk_size, dims["T"])
         names = dispatch.candidates(self.name, options["implementation"])
         if options["axis_name"] is not None:
             raise NotImplementedError(
@@ -167,8 +169,8 @@ class Operator:
     def step(self, *args, state: State | None = None, **kwargs) -> tuple[jax.Array, State]:
         """One token: arguments without their T axis, `state` as a call returns it (None: zeros). Gives (o_t, state)."""
         caller = f"{self.name}.step"
-        values, options = self._bind(args, kwargs, {"scale": None}, caller)
-        xs, dims = self._checked(caller, values, {name: arg.token() for name, arg in self.arguments.items()})
+        values, options = checks.bind(caller, self.arguments, args, kwargs, {"scale": None})
+        xs, dims = checks.arrays(caller, values, {name: arg.token() for name, arg in self.arguments.items()})
         scale = self._scale(caller, options["scale"], dims)
         tokens = {name: x[:, None] if self.arguments[name].per_token else x for name, x in xs.items()}
         self._check_state(caller, "state", state, tokens)
@@ -190,60 +192,6 @@ class Operator:
         """The argument whose dtype the outputs take, in words."""
         field = self.recurrence.output_field
         return field if field in self.arguments else next(iter(self.arguments))
-
-    def _bind(self, args, kwargs, options: dict, caller: str) -> tuple[dict, dict]:
-        names = list(self.arguments)
-        if len(args) > len(names):
-            raise ValueError(f"{caller}: got {len(args)} positional arguments, wants {len(names)}: {', '.join(names)}.")
-        values = dict(zip(names, args, strict=False))
-        options = dict(options)
-        for key, value in kwargs.items():
-            if key in values:
-                raise ValueError(f"{caller}: {key} was given twice, by position and by name; give it once.")
-            if key in names:
-                values[key] = value
-            elif key in options:
-                options[key] = value
-            else:
-                known = [*names, *options]
-                raise ValueError(f"{caller}: unknown argument {key!r}{dispatch.nearest(key, known)}; it takes {known}.")
-        values = {name: values[name] for name in names if values.get(name) is not None}
-        missing = [name for name in names if name not in values and not self.arguments[name].optional]
-        if missing:
-            raise ValueError(f"{caller}: missing {', '.join(missing)}; it takes {', '.join(names)}.")
-        return values, options
-
-    def _checked(self, caller: str, values: dict, arguments: Mapping[str, Argument]) -> tuple[dict, dict]:
-        """Arrays by name and the sizes of their letters.
-
-        Raises:
-            ValueError: every argument whose rank, size or dtype does not fit.
-        """
-        xs = {name: jnp.asarray(value) for name, value in values.items()}
-        sizes: dict[str, tuple[int, str]] = {}
-        problems = []
-        for name in xs:
-            argument = arguments[name]
-            letters, shape = argument.letters, xs[name].shape
-            wanted = f"[{', '.join(letters)}]"
-            if not jnp.issubdtype(xs[name].dtype, jnp.floating):
-                problems.append(f"{name} is {xs[name].dtype}, wants a floating dtype (cast it)")
-            if len(shape) != len(letters):
-                problems.append(f"{name} has shape {list(shape)}, wants {wanted}")
-                continue
-            for letter, size in zip(letters, shape, strict=True):
-                known, owner = sizes.setdefault(letter, (size, name))
-                if size != known:
-                    problems.append(f"{name} {list(shape)} has {letter}={size}, but {owner} has {letter}={known}")
-                elif size == 0:
-                    problems.append(f"{name} {list(shape)} has {letter}=0, wants at least 1")
-        dims = {letter: size for letter, (size, _) in sizes.items()}
-        if not problems and {"H", "HV"} <= dims.keys() and dims["HV"] % dims["H"]:
-            problems.append(f"HV={dims['HV']} value heads over H={dims['H']} key heads: HV must be a multiple of H")
-        if problems:
-            signature = ", ".join(f"{name} [{', '.join(argument.letters)}]" for name, argument in arguments.items())
-            raise ValueError(f"{caller}: {'; '.join(problems)}. Arguments are {signature}; move or repeat axes to fit.")
-        return xs, dims
 
     def _check_directions(self, options: dict) -> None:
         block_size = options["block_size"]
@@ -275,46 +223,9 @@ class Operator:
         raise ValueError(f"{caller}: scale is {type(scale).__name__}, wants a Python number; multiply q by it instead.")
 
     def _check_state(self, caller: str, name: str, state: State | None, xs: dict) -> None:
-        if state is None:
-            return
-        wanted = jax.eval_shape(lambda xs: _zero_state(self, self.fields(xs)), xs)
-        leaves, structure = jax.tree.flatten(state)
-        wanted_leaves, wanted_structure = jax.tree.flatten(wanted)
-        if structure != wanted_structure:
-            raise ValueError(
-                f"{caller}: {name} is {structure}, wants {wanted_structure}; pass a state a call returned."
-            )
-        for got, want in zip(leaves, wanted_leaves, strict=True):
-            shape, dtype = jnp.shape(got), jnp.result_type(got)
-            if shape != want.shape or dtype not in (jnp.float32, jnp.float64):
-                raise ValueError(
-                    f"{caller}: {name} is {dtype}{list(shape)}, wants float32{list(want.shape)}; "
-                    "cast or reshape it, or leave it out for zeros."
-                )
-
-
-def _chunk_size(caller: str, chunk_size: int | None, default: int, length: int) -> int:
-    if chunk_size is None:
-        chunk_size = default
-    elif type(chunk_size) is not int or chunk_size < 1 or chunk_size & (chunk_size - 1):
-        raise ValueError(f"{caller}: chunk_size={chunk_size!r}, wants a power of two such as 32, 64 or 128.")
-    return min(chunk_size, 1 << (length - 1).bit_length())  # a short sequence is one short chunk
-
-
-def _check_one_of(caller: str, what: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        raise ValueError(f"{caller}: {what}={name!r}{dispatch.nearest(name, known)}, wants one of {tuple(known)}.")
-
-
-def _check_segment_ids(caller: str, segment_ids, dims: dict) -> None:
-    if segment_ids is None:
-        return
-    shape, dtype = jnp.shape(segment_ids), jnp.result_type(segment_ids)
-    if shape != (dims["B"], dims["T"]) or not jnp.issubdtype(dtype, jnp.integer):
-        raise ValueError(
-            f"{caller}: segment_ids is {dtype}{list(shape)}, wants int32[{dims['B']}, {dims['T']}]: "
-            "one id per token, equal within a document."
-        )
+        if state is not None:
+            wanted = jax.eval_shape(lambda xs: _zero_state(self, self.fields(xs)), xs)
+            checks.state(caller, name, state, wanted)
 
 
 def _resets(segment_ids) -> jax.Array | None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import jax.numpy as jnp
 
-from ..dispatch import nearest
+from ..checks import nearest
 
 
 def unknown_name(caller: str, what: str, got: str, known: Iterable[str]) -> ValueError:
