@@ -257,5 +257,6 @@ log_linear_attention = Operator(
     lower=_lower,
     zero_is_identity=False,  # it counts as a token
     seen=lambda state: 0 if state is None else state[1][:, 0],
+    default_chunk_size=128,  # every chunk carries all levels
     state="(S [B, HV, max(L-1, 1), K, V], count [B, HV])",
 )

@@ -5,7 +5,7 @@ The gates are given as logarithms: `i` is the log of the input gate, of any size
 largest log-weight so far, -1e30 where nothing was seen. It is a constant to gradients, which is exact for whatever
 depends on the true state only, such as the outputs.
 
-Source: Beck et al. 2024 (xLSTM), arXiv:2405.04517, eq. 19-27, stabilised as in eq. 15-17.
+Source: Beck et al. 2024 (xLSTM), arXiv:2405.04517, section 2.3, stabilised as in eq. 15.
 """
 
 from ..arguments import HEAD_DECAYS, KEYS, QUERIES, VALUES, Argument

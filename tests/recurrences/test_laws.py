@@ -320,10 +320,11 @@ def test_backward_memory_is_linear_and_holds_no_token_states(operator):
         compiled = jax.jit(jax.grad(loss)).lower(args).compile()
         return compiled.memory_analysis().temp_size_in_bytes, sum(4 * s.size for s in jax.tree.leaves(state))
 
-    (short, _), (long, state_bytes) = temporary(1024), temporary(4096)
+    # several blocks of chunks each: a sequence of one block has no loop, and needs less
+    (short, _), (long, state_bytes) = temporary(4096), temporary(16384)
     assert long <= 4.4 * short, f"temporary bytes grow from {short} to {long} when T grows fourfold"
     if operator.recurrence.prepare is not None and state_bytes >= 4 * sizes["K"] * sizes["V"]:
-        assert long < 4096 * state_bytes, f"{long} bytes: as much as a state for every token, {4096 * state_bytes}"
+        assert long < 16384 * state_bytes, f"{long} bytes: as much as a state for every token, {16384 * state_bytes}"
 
 
 def test_relative_rms_fails_when_it_should():

@@ -22,7 +22,8 @@ def declared() -> ls.Operator:
 
 
 def laws():
-    """Every law of test_laws.py with its quick parameters, without the operator."""
+    """Every law of test_laws.py with its quick parameters, as far as they concern the recurrence."""
+    operator = declared()
     spec = importlib.util.spec_from_file_location("laws_for_walkthrough", HERE / "test_laws.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -31,7 +32,9 @@ def laws():
             continue
         choices = []
         for mark in getattr(law, "pytestmark", ()):
-            if mark.name == "parametrize" and mark.args[0] != "operator":
+            if mark.name == "parametrize" and mark.args[0] == ("operator", "extreme"):
+                choices.append([("extreme", e) for e in module.EXTREMES if module._changes(operator, e)])
+            elif mark.name == "parametrize" and mark.args[0] != "operator":
                 values = [v for v in mark.args[1] if not getattr(v, "marks", ())]
                 choices.append([(mark.args[0], v) for v in values])
         for chosen in itertools.product(*choices):
