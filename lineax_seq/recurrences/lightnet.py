@@ -90,7 +90,8 @@ def _prepare_mild(x: Inputs, keep: jax.Array | None) -> Mild:
     k, v, docs = x["k"], x["v"], _decay.documents(keep)
     first = lax.stop_gradient(k[0])
     keys = jnp.exp(k - first) * _present(k)
-    sums = _decay.causal(jnp.ones((k.shape[0], k.shape[0]), k.dtype), docs) @ keys
+    ones = _decay.causal(jnp.ones((k.shape[0], k.shape[0]), k.dtype), docs)
+    sums = jnp.matmul(ones, keys, precision=lax.Precision.HIGHEST)
     last = jnp.where(sums[-1] > 0, sums[-1], 1)
     total = jnp.where(sums[-1] > 0, first + jnp.log(last), EMPTY)
     mean = (keys if docs is None else _decay.mask(keys, docs.exit)).T @ v / last[:, None]

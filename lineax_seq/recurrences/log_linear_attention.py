@@ -45,6 +45,12 @@ def _differing(a: jax.Array, b: jax.Array) -> jax.Array:
     return _bit_length(a.astype(jnp.int32) ^ b.astype(jnp.int32))
 
 
+def _occupied(position: jax.Array, levels: int) -> jax.Array:
+    """`[levels]`: which states hold tokens before `position`: its bits, and the last one may. No form reads others."""
+    index = jnp.arange(levels)
+    return (index == levels - 1) | (position.astype(jnp.int32) >> index & 1 == 1)
+
+
 def _carry(levels: int, first: jax.Array, end: jax.Array, dtype) -> jax.Array:
     """`[levels, levels]`: the states as position `end` sees them from those as `first` does.
 
@@ -54,7 +60,7 @@ def _carry(levels: int, first: jax.Array, end: jax.Array, dtype) -> jax.Array:
     target = jnp.minimum(_differing(first, end) - 1, levels - 1)
     joins = (index[:, None] == target) & (index[None, :] < target)
     stays = (index[:, None] == index[None, :]) & (index[:, None] >= target)
-    return (joins | stays).astype(dtype)
+    return ((joins | stays) & _occupied(first, levels)).astype(dtype)
 
 
 def _carried(states: jax.Array, first: jax.Array, end: jax.Array) -> jax.Array:
@@ -106,7 +112,8 @@ def _identity(state) -> Stretch:
 
 
 def _output(x: Inputs, state, previous) -> jax.Array:
-    past = jnp.einsum("l,k,lkv->v", _scales(x), x["q"] * jnp.exp(x["g"]), previous[0])
+    scales = _scales(x) * _occupied(x["position"], _states(x))
+    past = jnp.einsum("l,k,lkv->v", scales, x["q"] * jnp.exp(x["g"]), previous[0])
     return past + x["level_scales"][0] * (x["q"] @ x["k"]) * x["v"]
 
 
@@ -152,13 +159,13 @@ def _prepare(x: Inputs, keep: jax.Array | None) -> Factors:
     # An entering state is on its level, or on the one that this token and the chunk's first part on.
     parting = _differing(first, position)
     weights = jnp.where(jnp.arange(1, states + 1) >= parting[:, None], _scales(x), _scale_at(parting, scales)[:, None])
+    weights = weights * _occupied(first, states)
     reads, writes = x["q"] * jnp.exp(sums.forward)[:, None], x["k"] * jnp.exp(sums.backward)[:, None]
     last, through = position, jnp.exp(sums.forward[-1])
     if docs is not None:
         reads, writes = _decay.mask(reads, docs.entry), _decay.mask(writes, docs.exit)
         last, through = jnp.where(docs.exit, position, -1), jnp.where(docs.through, through, 0)
-    end = last.max() + 1
-    first = jnp.where(first < 0, end, first)
+    end = jnp.where(first < 0, first, last.max() + 1)
     exits = jnp.minimum(_differing(end, position) - 1, states - 1)[:, None] == jnp.arange(states)
     added = jnp.einsum("cs,ck,cv->skv", exits.astype(writes.dtype), writes, x["v"])
     carry = _carry(states, first, end, writes.dtype) * through
@@ -169,6 +176,7 @@ def _prepare(x: Inputs, keep: jax.Array | None) -> Factors:
 
 def _prepare_aligned(x: Inputs, keep: jax.Array | None) -> Factors:
     """Whole chunks of one document that begin at a multiple of their size: their own levels are empty in between."""
+    enters = jnp.ones((), x["k"].dtype) if keep is None else keep[0].astype(x["k"].dtype)
     pairs, sums = _decay.pair_sums(x["g"])
     scales, size = x["level_scales"], x["position"].shape[0]
     known = min(size.bit_length() - 1, scales.shape[-1] - 1)
@@ -176,7 +184,7 @@ def _prepare_aligned(x: Inputs, keep: jax.Array | None) -> Factors:
     level = jnp.minimum(_differing(token[:, None], token[None, :]), known)
     scores = jnp.tril(x["q"] @ x["k"].T * jnp.exp(pairs)) * _own_scales(level, scales, known)
     above = _states(x) - min(size.bit_length() - 1, _states(x) - 1)
-    first, through = x["position"][0], jnp.exp(sums.forward[-1])
+    first, through = x["position"][0], enters * jnp.exp(sums.forward[-1])
     # counted in chunks, the levels above are those of a recurrence over chunks
     start = jnp.floor(first / size)
     end = jnp.where(first < 0, start, start + 1)
@@ -185,7 +193,7 @@ def _prepare_aligned(x: Inputs, keep: jax.Array | None) -> Factors:
     empty = (start == end).astype(through.dtype)
     return Factors(
         reads=x["q"] * jnp.exp(sums.forward)[:, None],
-        weights=_scales(x)[:, -above:],
+        weights=enters * _scales(x)[:, -above:] * _occupied(start, above),
         intra=scores @ x["v"],
         carry=carry,
         added=(x["k"] * jnp.exp(sums.backward)[:, None]).T @ x["v"],

@@ -419,6 +419,19 @@ def test_aligned_chunks_take_the_short_way(levels, x64):
     assert_close(with_gradients(run(operator.recurrence), floats), with_gradients(run(anywhere), floats), EXACT)
 
 
+def test_documents_that_start_with_aligned_chunks(x64):
+    """The short way forgets too."""
+    args = example(ls.log_linear_attention, T=40)
+    ids = jnp.broadcast_to((jnp.arange(40) >= 16).astype(jnp.int32), (2, 40))
+    state = ls.log_linear_attention(**example(ls.log_linear_attention, seed=1, T=32))[1]
+
+    def run(**options):
+        return lambda args, state: ls.log_linear_attention(**args, initial_state=state, segment_ids=ids, **options)
+
+    got, want = (with_gradients(run(**o), args, state) for o in (dict(chunk_size=8), dict(form="scan")))
+    assert_close(got, want, EXACT)
+
+
 def test_log_linear_count_wraps(x64):
     """The count keeps the bits that the levels can tell apart: no length of a document is too long for it."""
     args = example(ls.log_linear_attention, L=4)
