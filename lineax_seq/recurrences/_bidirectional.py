@@ -21,12 +21,12 @@ def both_ways(recurrence: Recurrence) -> Callable:
     """An operator's `bidirectional` for a recurrence whose outputs are sums over tokens, `(q_i · k_j) decay v_j`."""
 
     def run(scale, chunk_size, xs: Inputs, reset, state, blocks):
-        """`blocks`: None or bool [B, T], where the blocks start that the future ends with."""
+        """`blocks`: None or bool [B, T], where blocks start (documents do too): the future ends there."""
         dtype, xs = xs["v"].dtype, {name: x.astype(compute_dtype(xs)) for name, x in xs.items()}
         final, past = forms.chunk(recurrence, scale, chunk_size, xs, reset, state)
-        bounds = reset if blocks is None else blocks if reset is None else blocks | reset
+        bounds = reset if blocks is None else blocks
         if bounds is not None:  # backwards, a document starts at the last token of what came before the border
-            bounds = jnp.flip(jnp.pad(bounds[:, 1:], ((0, 0), (0, 1))), 1).at[:, 0].set(False)
+            bounds = jnp.flip(jnp.pad(bounds[:, 1:], ((0, 0), (0, 1))), 1)
         backwards = {name: jnp.flip(x, 1) for name, x in xs.items()}
         nothing = jax.tree.map(jnp.zeros_like, state)
         future = jnp.flip(forms.chunk(recurrence, scale, chunk_size, backwards, bounds, nothing)[1], 1)

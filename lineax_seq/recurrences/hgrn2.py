@@ -6,6 +6,7 @@ of each key channel, <= 0, and belongs to the key heads. A layer's lower bound o
 Source: Qin et al. 2024, arXiv:2404.07904, section 3 (our exp g is their forget gate).
 """
 
+import jax
 import jax.numpy as jnp
 
 from ..arguments import QUERIES, VALUES, Argument, log_decay
@@ -14,10 +15,21 @@ from ..operator import Operator
 from ._diagonal import DIAGONAL_DECAY
 
 
+@jax.custom_jvp
+def _released(g: jax.Array) -> jax.Array:
+    """1 - exp g: a slow gate's is as small as g and would be rounded off, a closed gate's slope exp g likewise.
+
+    The slope is written out because jax 0.10 takes it as 1 + expm1 g.
+    """
+    return -jnp.expm1(g)
+
+
+_released.defjvps(lambda dg, released, g: -jnp.exp(g) * dg)
+
+
 def _lower(xs: dict) -> dict:
     g = xs["g"].astype(compute_dtype(xs))
-    # expm1: a slow gate's key is as small as its g, and 1 - exp g would round it off
-    return {**xs, "k": -jnp.expm1(g), "g": jnp.repeat(g, xs["v"].shape[2] // g.shape[2], axis=2)}
+    return {**xs, "k": _released(g), "g": jnp.repeat(g, xs["v"].shape[2] // g.shape[2], axis=2)}
 
 
 hgrn2 = Operator(

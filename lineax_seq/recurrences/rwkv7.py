@@ -109,4 +109,5 @@ rwkv7 = Operator(
     },
     about=__doc__,
     default_scale=1.0,
+    default_chunk_size=32,
 )
