@@ -184,11 +184,12 @@ def agrees(fn: Callable, args: dict, want: np.ndarray) -> float:
 def bench(config: Benchmark) -> list[dict]:
     rows = []
     width = config.heads * config.key_dim
-    sizes = dict(B=config.batch, H=config.heads, HV=config.heads, K=config.key_dim, V=config.value_dim, D=width)
+    sizes = dict(B=config.batch, H=config.heads, HV=config.heads, K=config.key_dim, V=config.value_dim, D=width, N=16)
     for name in config.recurrences:
         operator = ls.RECURRENCES[name]
         required = [argument for argument, spec in operator.arguments.items() if not spec.optional]
         for length in config.lengths:
+            sizes["L"] = (length - 1).bit_length() + 1  # levels of log-linear attention, which its short check shares
             args = operator.example(jax.random.key(0), T=length, **sizes)
             args = {argument: args[argument] for argument in required}  # peers know no others
             found = candidates(name, config, length)
