@@ -35,6 +35,11 @@ def wide_rate(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return 2 * rate(key, shape)
 
 
+def step_size(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Steps dt of a discretised state space, log-uniform in [1e-3, 1e-1], as Mamba starts with."""
+    return 10.0 ** jax.random.uniform(key, shape, minval=-3.0, maxval=-1.0)
+
+
 class Argument(NamedTuple):
     """An argument's shape and domain.
 

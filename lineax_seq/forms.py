@@ -1,6 +1,6 @@
-"""The forms of a recurrence over batch, heads and time: `step`, `scan` (the reference) and `chunk` (training).
+"""The forms of a recurrence over batch, heads and time: `scan` (the reference, and of one token: decoding) and `chunk`.
 
-All three take the recurrence's fields as `[B, T, heads, ...]`, `reset` (None or bool `[B, T]`: a document starts here)
+Both take the recurrence's fields as `[B, T, heads, ...]`, `reset` (None or bool `[B, T]`: a document starts here)
 and the state as `[B, HV, ...]`, and return the final state and the outputs `[B, T, HV, ...]`. They compute in float32,
 or float64 when an input is float64. `scale` multiplies the field q.
 
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .layout import Layout, MappedChunk, pad_time
-from .recurrence import Recurrence, step as _step
+from .recurrence import Recurrence, step
 from .typing import Inputs, State
 
 # Tokens of all sequences and heads that a block holds on a CPU, where its arrays should stay in cache. Accelerators
@@ -38,18 +38,11 @@ def scan(
     def body(state, token):
         x, keep_t = token[0] | parameters, token[1]
         if keep_t is None:
-            return layout.over_heads(lambda x, s: _step(recurrence, x, None, s), "xs")(x, state)
-        return layout.over_heads(functools.partial(_step, recurrence), "xrs")(x, keep_t, state)
+            return layout.over_heads(lambda x, s: step(recurrence, x, None, s), "xs")(x, state)
+        return layout.over_heads(functools.partial(step, recurrence), "xrs")(x, keep_t, state)
 
     state, o = lax.scan(body, layout.group_state(state), (tokens, keep))
     return layout.merge_heads(state), jnp.moveaxis(layout.merge_heads(o, 2), 0, 1).astype(out_dtype)
-
-
-def step(recurrence: Recurrence, scale: float | None, x: Inputs, state: State) -> tuple[State, jax.Array]:
-    """One token of every sequence and head: the fields as `[B, heads, ...]`."""
-    tokens = {name: a[:, None] if name in recurrence.fields else a for name, a in x.items()}
-    state, o = scan(recurrence, scale, tokens, None, state)
-    return state, o[:, 0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -4,7 +4,6 @@ Forms work on `[N, B, H, (n,) C, ...]`: chunks lead so that a scan slices them, 
 the n value heads that share each of them (no axis for n = 1), so that what keys and queries say is computed once.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -132,8 +131,4 @@ class MappedChunk:
             self.prepare_all = jax.vmap(mapped, (layout.token_axes,))
         else:
             mapped = jax.vmap(layout.over_heads(prepare, "xr"), (layout.token_axes, 0))
-            self.prepare_all = functools.partial(_second, mapped, keep)
-
-
-def _second(fn: Callable, second, first):
-    return fn(first, second)
+            self.prepare_all = lambda x: mapped(x, keep)

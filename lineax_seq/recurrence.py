@@ -51,8 +51,8 @@ class Recurrence:
         prepare, advance, readout: the chunk form, see the module's docstring; None takes the derived default.
             `keep` is None or a boolean `[C]`, False where a document starts.
         loops_on_cpu: whether the derived chunk form, a loop over tokens, is the faster one there.
-        mild: None, or (inputs of all heads and chunks) -> a boolean scalar: whether `prepare_mild`, a cheaper
-            `prepare` that is exact only there, may be used. Decided at run time for the whole call.
+        mild: None, or (inputs of all heads and of a block's chunks) -> a boolean scalar: whether `prepare_mild`, a
+            cheaper `prepare` that is exact only there, may be used. Decided at run time for each block of chunks.
     """
 
     name: str

@@ -11,14 +11,10 @@ Source: Gu & Dao 2023, arXiv:2312.00752, eq. 2a and algorithm 2 (B discretised a
 import jax
 import jax.numpy as jnp
 
-from ..arguments import Argument
+from ..arguments import Argument, step_size
 from ..operator import Operator
+from ._skip import skip
 from ._vector import SELECTIVE
-
-
-def _steps(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Log-uniform in [1e-3, 1e-1], Mamba's initial steps."""
-    return 10.0 ** jax.random.uniform(key, shape, minval=-3.0, maxval=-1.0)
 
 
 def _rates(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -26,19 +22,12 @@ def _rates(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.broadcast_to(-jnp.arange(1.0, shape[-1] + 1), shape)
 
 
-def _finish(y: jax.Array, xs: dict) -> jax.Array:
-    if "D" not in xs:
-        return y
-    dtype = jnp.promote_types(y.dtype, jnp.float32)
-    return (y.astype(dtype) + xs["D"].astype(dtype) * xs["u"].astype(dtype)).astype(y.dtype)
-
-
 mamba = Operator(
     name="mamba",
     recurrence=SELECTIVE,
     arguments={
         "u": Argument("B T D"),
-        "dt": Argument("B T D", _steps),
+        "dt": Argument("B T D", step_size),
         "A": Argument("D N", _rates),
         "B": Argument("B T N"),
         "C": Argument("B T N"),
@@ -46,7 +35,7 @@ mamba = Operator(
     },
     about=__doc__,
     lower=lambda xs: {name: x for name, x in xs.items() if name != "D"},
-    finish=_finish,
+    finish=lambda y, xs: skip(y, xs.get("D"), xs["u"]),
     scaled=False,
     state="[B, D, N]",
 )

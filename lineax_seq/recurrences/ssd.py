@@ -8,15 +8,11 @@ Source: Dao & Gu 2024, arXiv:2405.21060, eq. 1 with a scalar times the identity 
 
 import jax
 
-from ..arguments import Argument
+from ..arguments import Argument, step_size
 from ..layout import compute_dtype
 from ..operator import Operator
 from ._scalar import SCALAR_DECAY
-
-
-def _steps(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Log-uniform in [1e-3, 1e-1], Mamba-2's initial steps."""
-    return 10.0 ** jax.random.uniform(key, shape, minval=-3.0, maxval=-1.0)
+from ._skip import skip
 
 
 def _negative(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -35,9 +31,7 @@ def _lower(xs: dict) -> dict:
 
 
 def _finish(o: jax.Array, xs: dict) -> jax.Array:
-    if "D" in xs:
-        o = o + xs["D"].astype(o.dtype)[:, None] * xs["x"].astype(o.dtype)
-    return o.astype(xs["x"].dtype)
+    return skip(o, xs["D"][:, None] if "D" in xs else None, xs["x"])
 
 
 ssd = Operator(
@@ -45,7 +39,7 @@ ssd = Operator(
     recurrence=SCALAR_DECAY,
     arguments={
         "x": Argument("B T HV V"),
-        "dt": Argument("B T HV", _steps),
+        "dt": Argument("B T HV", step_size),
         "A": Argument("HV", _negative),
         "B": Argument("B T H K"),
         "C": Argument("B T H K"),
