@@ -18,12 +18,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from .layout import Layout, MappedChunk, pad_time
-from .recurrence import Recurrence, step
+from .recurrence import Recurrence, Shortcut, step
 from .typing import Inputs, State
 
 # Tokens of all sequences and heads that a block holds on a CPU, where its arrays should stay in cache. Accelerators
 # take all chunks at once: they want the parallelism.
-CPU_BLOCK_TOKENS = 1024
+CPU_BLOCK_TOKENS = 2048
 
 
 def scan(
@@ -108,21 +108,30 @@ class _Chunked:
             keep = jnp.moveaxis(keep.reshape(keep.shape[0], self.chunks, self.chunk_size), 1, 0)
         return x | self.layout.parameters(part), keep
 
-    def _by_gates(self, x: Inputs, run: Callable):
-        """`run(mild)`: the gates of the block decide, where the recurrence has a cheaper form for mild ones."""
-        if self.recurrence.mild is None:
-            return run(False)
-        return lax.cond(self.recurrence.mild(x), lambda: run(True), lambda: run(False))
+    def _cheapest(self, block: jax.Array, run: Callable):
+        """`run(shortcut)` with the first shortcut that applies to the block, or None.
+
+        `run` takes the inputs itself: what crosses the border of a branch is written to memory first.
+        """
+        shortcuts = self.recurrence.shortcuts
+        if not shortcuts:
+            return run(None)
+        x, _ = self._inputs(block)
+        applies = jnp.stack([*(shortcut.applies(x) for shortcut in shortcuts), jnp.ones((), bool)])
+        branches = [functools.partial(run, shortcut) for shortcut in (*shortcuts, None)]
+        return lax.switch(jnp.argmax(applies), branches)
 
     def forward(self, state: State, keep_entries: bool):
         """`((final state, o), entries)`: the states that enter the chunks `[blocks, N, B, H, (n,) ...]`, or None."""
         field = self.recurrence.output_field
 
         def block(state, index):
-            x, keep = self._inputs(index)
-            state, o, entries = self._by_gates(x, lambda mild: _block_forward(self.layout, mild, x, keep, state))
-            o = self.layout.time_back(field, o).astype(self.dtypes[field])
-            return state, (o, entries if keep_entries else None)
+            def run(shortcut):
+                new, o, entries = _block_forward(self.layout, shortcut, *self._inputs(index), state)
+                return new, self.layout.time_back(field, o).astype(self.dtypes[field]), entries
+
+            new, o, entries = self._cheapest(index, run)
+            return new, (o, entries if keep_entries else None)
 
         state = self.layout.group_state(state)
         state, (o, entries) = self._over_blocks(block, state)
@@ -135,16 +144,18 @@ class _Chunked:
 
         def block(d_state, index_and_entries):
             index, entries_b = index_and_entries
-            x, keep = self._inputs(index)
-            d_o_b = self._time(d_o, index).astype(self.layout.dtype)
-            d_o_b = self.layout.chunks_first(field, d_o_b, self.chunk_size)
-            d_x, d_state = self._by_gates(
-                x, lambda mild: _block_backward(self.layout, mild, x, keep, entries_b, d_state, d_o_b)
-            )
-            if self.scale is not None:
-                d_x = {**d_x, "q": d_x["q"] * self.scale}
             back = lambda name, d: self.layout.time_back(name, d).astype(self.dtypes[name])  # noqa: E731
-            return d_state, {name: back(name, d) if name in self.recurrence.fields else d for name, d in d_x.items()}
+
+            def run(shortcut):
+                d_o_b = self._time(d_o, index).astype(self.layout.dtype)
+                d_o_b = self.layout.chunks_first(field, d_o_b, self.chunk_size)
+                d_x, d_before = _block_backward(self.layout, shortcut, *self._inputs(index), entries_b, d_state, d_o_b)
+                if self.scale is not None:
+                    d_x = {**d_x, "q": d_x["q"] * self.scale}
+                fields = self.recurrence.fields
+                return d_before, {name: back(name, d) if name in fields else d for name, d in d_x.items()}
+
+            return self._cheapest(index, run)
 
         d_state = self.layout.group_state(d_state)
         d_state, d_xs = self._over_blocks(block, d_state, entries, reverse=True)
@@ -171,8 +182,8 @@ class _Chunked:
         return x.reshape(x.shape[0], -1, *x.shape[3:])[:, : self.layout.length]
 
 
-def _block_forward(layout: Layout, mild: bool, x: Inputs, keep, state: State):
-    form = MappedChunk(layout, keep, mild)
+def _block_forward(layout: Layout, shortcut: Shortcut | None, x: Inputs, keep, state: State):
+    form = MappedChunk(layout, keep, shortcut)
     factors = form.prepare_all(x)
 
     def body(state, factors_c):
@@ -183,8 +194,10 @@ def _block_forward(layout: Layout, mild: bool, x: Inputs, keep, state: State):
     return state, form.readout_all(factors, entries, extras), entries
 
 
-def _block_backward(layout: Layout, mild: bool, x: Inputs, keep, entries: State, d_state: State, d_o: jax.Array):
-    form = MappedChunk(layout, keep, mild)
+def _block_backward(
+    layout: Layout, shortcut: Shortcut | None, x: Inputs, keep, entries: State, d_state: State, d_o: jax.Array
+):
+    form = MappedChunk(layout, keep, shortcut)
     factors, pull_prepare = jax.vjp(form.prepare_all, x)
     extras = form.advance_all(factors, entries)[1]
     _, pull_readout = jax.vjp(form.readout_all, factors, entries, extras)

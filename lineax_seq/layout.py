@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from .recurrence import Recurrence
+from .recurrence import Recurrence, Shortcut
 from .typing import Inputs, State
 
 
@@ -121,8 +121,8 @@ class Layout:
 class MappedChunk:
     """A recurrence's chunk form over batch and heads; the functions ending in `_all` over the chunks too."""
 
-    def __init__(self, layout: Layout, keep: jax.Array | None, mild: bool):
-        prepare, advance, readout = layout.recurrence.chunk_form(mild)
+    def __init__(self, layout: Layout, keep: jax.Array | None, shortcut: Shortcut | None = None):
+        prepare, advance, readout = layout.recurrence.chunk_form(shortcut)
         self.advance = layout.over_heads(advance, "ss")
         self.advance_all = jax.vmap(self.advance)
         self.readout_all = jax.vmap(layout.over_heads(readout, "sss"))

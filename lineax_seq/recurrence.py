@@ -10,7 +10,7 @@ The chunk form of a family is given by three more functions with derived default
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,13 @@ def step(recurrence: "Recurrence", x: Inputs, keep: jax.Array | None, state: Sta
     return new, recurrence.output(x, new, state)
 
 
+class Shortcut(NamedTuple):
+    """A cheaper `prepare` and the inputs that it is exact for."""
+
+    applies: Callable[[Inputs], jax.Array]  # of all heads and of a block's chunks: a boolean scalar
+    prepare: Callable[[Inputs, jax.Array | None], Any]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recurrence:
     """One head's recurrence.
@@ -51,8 +58,8 @@ class Recurrence:
         prepare, advance, readout: the chunk form, see the module's docstring; None takes the derived default.
             `keep` is None or a boolean `[C]`, False where a document starts.
         loops_on_cpu: whether the derived chunk form, a loop over tokens, is the faster one there.
-        mild: None, or (inputs of all heads and of a block's chunks) -> a boolean scalar: whether `prepare_mild`, a
-            cheaper `prepare` that is exact only there, may be used. Decided at run time for each block of chunks.
+        shortcuts: cheaper ways to `prepare` that are exact for some inputs only, the cheapest first. The first that
+            applies is taken, decided at run time for each block of chunks.
     """
 
     name: str
@@ -68,8 +75,7 @@ class Recurrence:
     prepare: Callable[[Inputs, jax.Array | None], Any] | None = None
     advance: Callable[[Any, State], tuple[State, Any]] | None = None
     readout: Callable[[Any, State, Any], jax.Array] | None = None
-    mild: Callable[[Inputs], jax.Array] | None = None
-    prepare_mild: Callable[[Inputs, jax.Array | None], Any] | None = None
+    shortcuts: tuple[Shortcut, ...] = ()
     loops_on_cpu: bool = False
 
     @property
@@ -83,12 +89,12 @@ class Recurrence:
 
     def derived(self) -> "Recurrence":
         """This recurrence with the chunk form derived from its tokens: the reference of a family's fast form."""
-        return dataclasses.replace(self, prepare=None, advance=None, readout=None, mild=None, prepare_mild=None)
+        return dataclasses.replace(self, prepare=None, advance=None, readout=None, shortcuts=())
 
-    def chunk_form(self, mild: bool = False) -> tuple[Callable, Callable, Callable]:
+    def chunk_form(self, shortcut: Shortcut | None = None) -> tuple[Callable, Callable, Callable]:
         """`(prepare, advance, readout)`, derived where not given: the chunk is a scan, its outputs are the extra."""
         if self.prepare is not None and not (self.loops_on_cpu and jax.default_backend() == "cpu"):
-            prepare = self.prepare_mild if mild else self.prepare
+            prepare = shortcut.prepare if shortcut else self.prepare
             assert prepare and self.advance and self.readout, f"{self.name}: prepare, advance and readout go together"
             return prepare, self.advance, self.readout
 

@@ -19,6 +19,7 @@ from ..monoid import DENSE, Affine
 from ..recurrence import Recurrence
 from ..typing import Inputs
 from . import _decay, _diagonal, _scalar
+from ._products import transposed_product
 from ._triangular import unit_lower_inverse
 
 
@@ -80,14 +81,13 @@ def _prepare_scalar(x: Inputs, keep: jax.Array | None) -> Factors:
 
 def _prepare_diagonal(decayed: Callable, x: Inputs, keep: jax.Array | None) -> Factors:
     e, w = _erased_written(x)
-    (scores, strict), sums = decayed(jnp.stack([x["q"], e]), x["k"], x["g"])
-    scores = scores + jnp.diag((x["q"] * x["k"]).sum(-1))
-    return _factors(x, e, w, scores, strict, jnp.exp(sums.forward), jnp.exp(sums.backward), _decay.documents(keep))
+    (scores, strict), decays = decayed(jnp.stack([x["q"], e]), x["k"], x["g"])
+    return _factors(x, e, w, scores, strict, *decays, _decay.documents(keep))
 
 
 def advance(factors: Factors, state: jax.Array) -> tuple[jax.Array, jax.Array]:
     written = factors.values - factors.erased @ state
-    return factors.decay * state + factors.writes.T @ written, written
+    return factors.decay * state + transposed_product(factors.writes, written), written
 
 
 def readout(factors: Factors, state: jax.Array, written: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ from ..monoid import DECAY, Affine
 from ..recurrence import Recurrence
 from ..typing import Inputs
 from . import _decay
+from ._products import transposed_product
 
 
 class Factors(NamedTuple):
@@ -48,7 +49,7 @@ def factors(x: Inputs, scores: jax.Array, since_entry: jax.Array, until_exit: ja
     if docs is not None:
         reads, writes = _decay.mask(reads, docs.entry), _decay.mask(writes, docs.exit)
         decay = jnp.where(docs.through, decay, 0)
-    return Factors(reads, scores @ x["v"], decay, writes.T @ x["v"])
+    return Factors(reads, scores @ x["v"], decay, transposed_product(writes, x["v"]))
 
 
 def advance(factors: Factors, state: jax.Array) -> tuple[jax.Array, None]:

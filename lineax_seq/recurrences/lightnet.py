@@ -18,7 +18,7 @@ from ..arguments import KEYS, QUERIES, VALUES
 from ..layout import compute_dtype
 from ..monoid import Monoid
 from ..operator import Operator
-from ..recurrence import Recurrence
+from ..recurrence import Recurrence, Shortcut
 from ..typing import Inputs
 from . import _decay, _scalar
 from ._bidirectional import undecayed
@@ -175,13 +175,17 @@ RUNNING_SOFTMAX = Recurrence(
     padding={"k": EMPTY},
     element=_element,
     output=lambda x, state, previous: x["q"] @ state[1],
-    monoid=Monoid(_merge, lambda summary, state: _merge(state, summary), _nothing),
+    monoid=Monoid(
+        _merge,
+        lambda summary, state: _merge(state, summary),
+        _nothing,
+        total=lambda tokens, state, start: state,
+    ),
     init_state=lambda x: (jnp.full_like(x["k"], EMPTY), _scalar.init_state(x)),
     prepare=_prepare,
     advance=_advance,
     readout=_readout,
-    mild=_mild,
-    prepare_mild=_prepare_mild,
+    shortcuts=(Shortcut(_mild, _prepare_mild),),
 )
 
 

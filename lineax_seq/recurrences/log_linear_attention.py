@@ -19,9 +19,9 @@ import jax.numpy as jnp
 
 from ..arguments import HEAD_DECAYS, KEYS, QUERIES, VALUES, Argument
 from ..layout import compute_dtype
-from ..monoid import Monoid
+from ..monoid import Monoid, long_sum
 from ..operator import Operator
-from ..recurrence import Recurrence
+from ..recurrence import Recurrence, Shortcut
 from ..typing import Inputs
 from . import _decay
 
@@ -70,6 +70,10 @@ def _carried(states: jax.Array, first: jax.Array, end: jax.Array) -> jax.Array:
 def _wrapped(end: jax.Array, states: int) -> jax.Array:
     """The count that tells the levels of `end` apart."""
     return jnp.mod(end, 1 << (states - 1))
+
+
+def _total(tokens: Stretch, state, start: jax.Array) -> Stretch:
+    return Stretch(tokens.first[start], tokens.end[-1], long_sum(tokens.log_decay), state[0])
 
 
 def _states(x: Inputs) -> int:
@@ -231,13 +235,12 @@ FENWICK = Recurrence(
     padding={"position": -1.0},
     element=_element,
     output=_output,
-    monoid=Monoid(_combine, _apply, _identity),
+    monoid=Monoid(_combine, _apply, _identity, total=_total),
     init_state=_init_state,
     prepare=_prepare,
     advance=_advance,
     readout=_readout,
-    mild=_aligned,
-    prepare_mild=_prepare_aligned,
+    shortcuts=(Shortcut(_aligned, _prepare_aligned),),
 )
 
 

@@ -25,11 +25,11 @@ def _output(x: Inputs, state: jax.Array, previous: jax.Array) -> jax.Array:
 
 def _prepare(decayed: Callable, x: Inputs, keep: jax.Array | None) -> _scalar.Factors:
     docs, earlier = _decay.documents(keep), _diagonal.one_earlier(x["q"])
-    scores, sums = decayed(earlier, x["k"], x["g"])
-    scores = _diagonal.one_later(scores + jnp.diag((earlier * x["k"]).sum(-1)))
-    scores = _decay.causal(scores + jnp.diag((x["q"] * x["u"] * x["k"]).sum(-1)), docs)
-    factors = _scalar.factors(x, scores, jnp.exp(sums.forward), jnp.exp(sums.backward), docs)
-    reads = x["q"] * jnp.exp(_diagonal.one_later(sums.forward))
+    scores, decays = decayed(earlier, x["k"], x["g"])
+    bonus = jnp.diag((x["q"] * x["u"] * x["k"]).sum(-1))
+    scores = _decay.causal(_diagonal.one_later(scores), docs, strict=True) + bonus
+    factors = _scalar.factors(x, scores, *decays, docs)
+    reads = x["q"] * _diagonal.one_later(decays.since_entry, first=1)
     return factors._replace(reads=reads if docs is None else _decay.mask(reads, docs.entry))
 
 

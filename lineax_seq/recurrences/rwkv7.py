@@ -52,13 +52,12 @@ def _update(x: Inputs, state: jax.Array) -> jax.Array:
 def _prepare(decayed: Callable, x: Inputs, keep: jax.Array | None) -> Factors:
     docs = _decay.documents(keep)
     queries, keys = jnp.stack([x["q"], _diagonal.one_earlier(x["a"])]), jnp.stack([x["k"], x["b"]])
-    scores, sums = decayed(queries, keys, x["g"])
-    scores = scores + jnp.einsum("scd,rcd->src", queries, keys)[..., None] * jnp.eye(keys.shape[1], dtype=keys.dtype)
+    scores, decays = decayed(queries, keys, x["g"])
     qk, qb = (_decay.causal(s, docs) for s in scores[0])
     ak, ab = (_decay.causal(_diagonal.one_later(s), docs, strict=True) for s in scores[1])
 
-    base = _scalar.factors(x, qk, jnp.exp(sums.forward), jnp.exp(sums.backward), docs)
-    reads, returns = x["a"] * jnp.exp(_diagonal.one_later(sums.forward)), x["b"] * jnp.exp(sums.backward)
+    base = _scalar.factors(x, qk, *decays, docs)
+    reads, returns = x["a"] * _diagonal.one_later(decays.since_entry, first=1), x["b"] * decays.until_exit
     if docs is not None:
         reads, returns = _decay.mask(reads, docs.entry), _decay.mask(returns, docs.exit)
     inverse = unit_lower_inverse(-ab)

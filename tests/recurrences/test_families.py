@@ -401,9 +401,9 @@ def test_aligned_chunks_take_the_short_way(levels, x64):
     """The form for aligned chunks against the one for chunks that begin anywhere, with gradients."""
     operator = ls.log_linear_attention
     args = example(operator, T=40, L=levels)
-    anywhere = dataclasses.replace(operator.recurrence, mild=None)
+    anywhere = dataclasses.replace(operator.recurrence, shortcuts=())
     fields = operator.fields(args)
-    aligned = operator.recurrence.mild
+    aligned = operator.recurrence.shortcuts[0].applies
     chunks = jnp.moveaxis(fields["position"].reshape(2, 5, 8, 4), 2, 3)
     assert aligned({"position": chunks}) and not aligned({"position": chunks + 1})
     assert not aligned({"position": chunks.at[-1, 0, 0, 3].set(-1)})
