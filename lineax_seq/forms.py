@@ -199,15 +199,23 @@ def _block_backward(
 ):
     form = MappedChunk(layout, keep, shortcut)
     factors, pull_prepare = jax.vjp(form.prepare_all, x)
-    extras = form.advance_all(factors, entries)[1]
+    (_, extras), pull_advance = jax.vjp(form.advance_all, factors, entries)
     _, pull_readout = jax.vjp(form.readout_all, factors, entries, extras)
     d_factors, d_entries, d_extras = pull_readout(d_o)
 
+    # Chunk after chunk goes the adjoint state alone; what the factors get of it, all chunks get at once. Unless they
+    # are tokens of a loop, which would run twice.
     def body(d_state, chunk):
         factors_c, entry, d_entry, d_extra = chunk
-        _, pull = jax.vjp(form.advance, factors_c, entry)
-        d_factors_c, d_before = pull((d_state, d_extra))
+        if layout.recurrence.walks_tokens:
+            _, pull = jax.vjp(form.advance, factors_c, entry)
+            d_factors_c, d_before = pull((d_state, d_extra))
+        else:
+            _, pull = jax.vjp(functools.partial(form.advance, factors_c), entry)
+            d_factors_c, (d_before,) = d_state, pull((d_state, d_extra))
         return jax.tree.map(jnp.add, d_before, d_entry), d_factors_c
 
     d_state, d_through = lax.scan(body, d_state, (factors, entries, d_entries, d_extras), reverse=True)
+    if not layout.recurrence.walks_tokens:
+        d_through, _ = pull_advance((d_through, d_extras))
     return pull_prepare(jax.tree.map(jnp.add, d_factors, d_through))[0], d_state

@@ -57,6 +57,7 @@ class Recurrence:
         padding: field -> its value in a token that leaves the state alone, where that is not zero.
         prepare, advance, readout: the chunk form, see the module's docstring; None takes the derived default.
             `keep` is None or a boolean `[C]`, False where a document starts.
+        loops: whether `advance` is a loop over the chunk's tokens.
         loops_on_cpu: whether the derived chunk form, a loop over tokens, is the faster one there.
         shortcuts: cheaper ways to `prepare` that are exact for some inputs only, the cheapest first. The first that
             applies is taken, decided at run time for each block of chunks.
@@ -76,6 +77,7 @@ class Recurrence:
     advance: Callable[[Any, State], tuple[State, Any]] | None = None
     readout: Callable[[Any, State, Any], jax.Array] | None = None
     shortcuts: tuple[Shortcut, ...] = ()
+    loops: bool = False
     loops_on_cpu: bool = False
 
     @property
@@ -91,9 +93,18 @@ class Recurrence:
         """This recurrence with the chunk form derived from its tokens: the reference of a family's fast form."""
         return dataclasses.replace(self, prepare=None, advance=None, readout=None, shortcuts=())
 
+    @property
+    def walks_tokens(self) -> bool:
+        """Whether the chunk form in use here, `chunk_form`, advances token by token."""
+        return self.loops or self._takes_derived
+
+    @property
+    def _takes_derived(self) -> bool:
+        return self.prepare is None or (self.loops_on_cpu and jax.default_backend() == "cpu")
+
     def chunk_form(self, shortcut: Shortcut | None = None) -> tuple[Callable, Callable, Callable]:
         """`(prepare, advance, readout)`, derived where not given: the chunk is a scan, its outputs are the extra."""
-        if self.prepare is not None and not (self.loops_on_cpu and jax.default_backend() == "cpu"):
+        if not self._takes_derived:
             prepare = shortcut.prepare if shortcut else self.prepare
             assert prepare and self.advance and self.readout, f"{self.name}: prepare, advance and readout go together"
             return prepare, self.advance, self.readout

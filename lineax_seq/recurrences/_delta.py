@@ -19,15 +19,15 @@ from ..monoid import DENSE, Affine
 from ..recurrence import Recurrence
 from ..typing import Inputs
 from . import _decay, _diagonal, _scalar
-from ._products import transposed_product
-from ._triangular import unit_lower_inverse
+from ._products import columns, inner, product
+from ._triangular import unit_lower_solve
 
 
 class Factors(NamedTuple):
     reads: jax.Array  # [C, K] queries, decayed from the chunk's entry
     scores: jax.Array  # [C, C] of queries on keys, decayed, causal
     decay: jax.Array  # [1, 1] or [K, 1] what is left of the entering state, before erasing
-    writes: jax.Array  # [C, K] keys, decayed until the chunk's exit
+    writes: jax.Array  # [K, C] keys, decayed until the chunk's exit
     values: jax.Array  # U [C, V]
     erased: jax.Array  # W [C, K]
 
@@ -57,41 +57,41 @@ def update(x: Inputs, state: jax.Array) -> jax.Array:
 
 def _factors(x: Inputs, e, w, scores, strict, since_entry, until_exit, docs) -> Factors:
     """WY factors from the scores of queries and of `e` on keys, and the decays to the chunk's ends."""
-    inverse = unit_lower_inverse(_decay.causal(strict, docs, strict=True))
     reads, erased, writes = x["q"] * since_entry, e * since_entry, x["k"] * until_exit
     decay = since_entry[-1][:, None]
     if docs is not None:
         reads, erased = _decay.mask(reads, docs.entry), _decay.mask(erased, docs.entry)
         writes, decay = _decay.mask(writes, docs.exit), jnp.where(docs.through, decay, 0)
-    return Factors(reads, _decay.causal(scores, docs), decay, writes, inverse @ w, inverse @ erased)
+    values, erased = unit_lower_solve(_decay.causal(strict, docs, strict=True), w, erased)
+    return Factors(reads, _decay.causal(scores, docs), decay, columns(writes), values, erased)
 
 
 def _prepare_undecayed(x: Inputs, keep: jax.Array | None) -> Factors:
     (e, w), one = _erased_written(x), jnp.ones((x["k"].shape[0], 1), x["k"].dtype)
-    return _factors(x, e, w, x["q"] @ x["k"].T, e @ x["k"].T, one, one, _decay.documents(keep))
+    return _factors(x, e, w, inner(x["q"], x["k"]), inner(e, x["k"]), one, one, _decay.documents(keep))
 
 
 def _prepare_scalar(x: Inputs, keep: jax.Array | None) -> Factors:
     (e, w), (pairs, sums) = _erased_written(x), _decay.pair_sums(x["g"])
     decays = jnp.exp(pairs)
-    scores, strict = x["q"] @ x["k"].T * decays, e @ x["k"].T * decays
+    scores, strict = inner(x["q"], x["k"]) * decays, inner(e, x["k"]) * decays
     since_entry, until_exit = jnp.exp(sums.forward)[:, None], jnp.exp(sums.backward)[:, None]
     return _factors(x, e, w, scores, strict, since_entry, until_exit, _decay.documents(keep))
 
 
 def _prepare_diagonal(decayed: Callable, x: Inputs, keep: jax.Array | None) -> Factors:
     e, w = _erased_written(x)
-    (scores, strict), decays = decayed(jnp.stack([x["q"], e]), x["k"], x["g"])
+    ((scores,), (strict,)), decays = decayed([x["q"], e], [x["k"]], x["g"])
     return _factors(x, e, w, scores, strict, *decays, _decay.documents(keep))
 
 
 def advance(factors: Factors, state: jax.Array) -> tuple[jax.Array, jax.Array]:
-    written = factors.values - factors.erased @ state
-    return factors.decay * state + transposed_product(factors.writes, written), written
+    written = factors.values - product(factors.erased, state)
+    return factors.decay * state + product(factors.writes, written), written
 
 
 def readout(factors: Factors, state: jax.Array, written: jax.Array) -> jax.Array:
-    return factors.reads @ state + factors.scores @ written
+    return product(factors.reads, state) + product(factors.scores, written)
 
 
 def _delta(name: str, prepare: _diagonal.Preparations, **gates: str) -> Recurrence:

@@ -6,7 +6,7 @@ exponents are never positive. The gates decide how long the stretches are: the w
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypedDict
 
 import jax
@@ -17,6 +17,7 @@ from ..monoid import DECAY, Affine
 from ..recurrence import Recurrence, Shortcut
 from ..typing import Inputs
 from . import _decay, _scalar
+from ._products import inner
 
 # e^60 = 1e26 and e^-60 leave float32 twelve decimal orders for what they multiply.
 MILD_DECAY = 60.0
@@ -34,45 +35,45 @@ def element(x: Inputs) -> Affine:
     return Affine(x["g"][:, None], x["k"][:, None] * x["v"][None, :])
 
 
-def decayed_scores(leaf: int | None, queries: jax.Array, keys: jax.Array, g: jax.Array) -> tuple[jax.Array, Decays]:
+def decayed_scores(
+    leaf: int | None, queries: Sequence[jax.Array], keys: Sequence[jax.Array], g: jax.Array
+) -> tuple[list[list[jax.Array]], Decays]:
     """Scores `[C, C]` on and below the diagonal, `sum_d q_id k_jd exp(g_{j+1} + ... + g_i)_d`, and the chunk's decays.
 
-    Several sets of queries `[S, C, K]` or keys `[R, C, K]` meet the same decays `g [C, K]`: `[S, C, C]`, `[R, C, C]` or
-    `[S, R, C, C]`. Decays must be mild in stretches of `leaf` tokens; None is the whole chunk, 1 is none at all.
+    All `queries` and `keys`, each `[C, K]`, meet the same decays `g [C, K]`: `scores[a][b]` is of queries a on keys b.
+    Decays must be mild in stretches of `leaf` tokens; None is the whole chunk, 1 is none at all.
     """
     size = g.shape[0]
     leaf = min(leaf or size, size)
-    products = functools.partial(_products, "s" * (queries.ndim - 2), "r" * (keys.ndim - 2))
+    stretches = lambda xs: [x.reshape(-1, leaf, x.shape[-1]) for x in xs]  # noqa: E731
     if leaf == 1:
-        sums, matrix = _decay.leaves(g), products(_blocks(queries, 1), _blocks(keys, 1))
+        sums, scores = _decay.leaves(g), _products(stretches(queries), stretches(keys))
     else:
         # Decays count from the stretch's entry, not from its middle, so that not even rounding depends on later
         # tokens. Cumulated by a product with ones: on every platform faster than a cumulative sum.
         ones = jnp.tril(jnp.ones((leaf, leaf), g.dtype))
-        forward = jnp.matmul(ones, g.reshape(-1, leaf, g.shape[-1]), precision=lax.Precision.HIGHEST)
-        grown = _blocks(keys, leaf) * jnp.exp(-forward)
-        matrix = jnp.tril(products(_blocks(queries, leaf) * jnp.exp(forward), grown))
+        forward = jnp.matmul(ones, *stretches([g]), precision=lax.Precision.HIGHEST)
+        since_entry, grown = jnp.exp(forward), jnp.exp(-forward)
+        scores = _products([q * since_entry for q in stretches(queries)], [k * grown for k in stretches(keys)])
+        scores = jax.tree.map(jnp.tril, scores)
         if leaf == size:
-            since_entry = jnp.exp(forward[0])
-            # one exponential less than exp(G_C - G), and just as precise
-            return matrix[..., 0, :, :], Decays(since_entry, since_entry[-1] * jnp.exp(-forward[0]))
+            # exp(G_C) exp(-G) is one exponential less than exp(G_C - G), and just as precise
+            return _whole(scores), Decays(since_entry[0], since_entry[0, -1] * grown[0])
         sums = _decay.Sums(forward, forward[:, -1:] - forward)
-    assemble = _decay.assemble
-    for _ in range(matrix.ndim - 3):
-        assemble = jax.vmap(assemble)
     while leaf < size:
-        later = _blocks(queries, leaf)[..., 1::2, :, :] * jnp.exp(sums.forward[1::2])
-        earlier = _blocks(keys, leaf)[..., 0::2, :, :] * jnp.exp(sums.backward[0::2])
-        matrix, sums, leaf = assemble(matrix, products(later, earlier)), _decay.double(sums), 2 * leaf
-    return matrix[..., 0, :, :], Decays(jnp.exp(sums.forward[0]), jnp.exp(sums.backward[0]))
+        later = [q[1::2] * jnp.exp(sums.forward[1::2]) for q in stretches(queries)]
+        earlier = [k[0::2] * jnp.exp(sums.backward[0::2]) for k in stretches(keys)]
+        scores = jax.tree.map(_decay.assemble, scores, _products(later, earlier))
+        sums, leaf = _decay.double(sums), 2 * leaf
+    return _whole(scores), Decays(jnp.exp(sums.forward[0]), jnp.exp(sums.backward[0]))
 
 
-def _blocks(x: jax.Array, size: int) -> jax.Array:
-    return x.reshape(*x.shape[:-2], -1, size, x.shape[-1])
+def _products(queries: list[jax.Array], keys: list[jax.Array]) -> list[list[jax.Array]]:
+    return [[jax.vmap(inner)(q, k) for k in keys] for q in queries]
 
 
-def _products(s: str, r: str, queries: jax.Array, keys: jax.Array) -> jax.Array:
-    return jnp.einsum(f"{s}mid,{r}mjd->{s}{r}mij", queries, keys)
+def _whole(scores: list[list[jax.Array]]) -> list[list[jax.Array]]:
+    return jax.tree.map(lambda stretches: stretches[0], scores)
 
 
 def _mild(leaf: int | None, x: Inputs) -> jax.Array:
@@ -80,8 +81,8 @@ def _mild(leaf: int | None, x: Inputs) -> jax.Array:
 
     NaN counts as mild: a broken token must not change how others are rounded.
     """
-    g = x["g"]
-    return ~jnp.any(_blocks(g, min(leaf or g.shape[-2], g.shape[-2])).sum(-2) < -MILD_DECAY)
+    size, channels = x["g"].shape[-2:]
+    return ~jnp.any(x["g"].reshape(-1, min(leaf or size, size), channels).sum(-2) < -MILD_DECAY)
 
 
 class Preparations(TypedDict, total=False):
@@ -111,7 +112,7 @@ def one_later(x: jax.Array, first: float = 0) -> jax.Array:
 
 def _prepare(decayed: Callable, x: Inputs, keep: jax.Array | None) -> _scalar.Factors:
     docs = _decay.documents(keep)
-    scores, decays = decayed(x["q"], x["k"], x["g"])
+    ((scores,),), decays = decayed([x["q"]], [x["k"]], x["g"])
     return _scalar.factors(x, _decay.causal(scores, docs), *decays, docs)
 
 

@@ -18,6 +18,7 @@ from ..monoid import Monoid
 from ..recurrence import Recurrence
 from ..typing import Inputs
 from . import _decay, _scalar
+from ._products import inner, outer, product
 
 EPS = 1e-12  # keeps 0 / 0 away; features are about 1
 EMPTY = -1e30  # the log of nothing: finite, so that EMPTY - EMPTY is 0 and not NaN
@@ -51,12 +52,12 @@ def quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 
 def _prepare_sums(x: Inputs, keep: jax.Array | None) -> Sums:
     docs = _decay.documents(keep)
-    scores = _decay.causal(x["q"] @ x["k"].T, docs)
+    scores = _decay.causal(inner(x["q"], x["k"]), docs)
     reads, writes, through = x["q"], x["k"], jnp.ones((), x["k"].dtype)
     if docs is not None:
         reads, writes = _decay.mask(reads, docs.entry), _decay.mask(writes, docs.exit)
         through = docs.through.astype(through.dtype)
-    return Sums(reads, scores @ x["v"], scores.sum(-1), through, writes.T @ x["v"], writes.sum(0))
+    return Sums(reads, product(scores, x["v"]), scores.sum(-1), through, outer(writes, x["v"]), writes.sum(0))
 
 
 def _advance_sums(factors: Sums, state):
@@ -64,7 +65,7 @@ def _advance_sums(factors: Sums, state):
 
 
 def _readout_sums(factors: Sums, state, extra: None) -> jax.Array:
-    return quotient(factors.intra + factors.reads @ state[0], factors.weight + factors.reads @ state[1])
+    return quotient(factors.intra + product(factors.reads, state[0]), factors.weight + factors.reads @ state[1])
 
 
 NORMALISED = Recurrence(
@@ -140,7 +141,7 @@ def _prepare_weighted(x: Inputs, keep: jax.Array | None) -> Stabilised:
     kept = jnp.tril(jnp.ones(pairs.shape, bool)) if docs is None else jnp.tril(docs.same)
     logs = jnp.where(kept, pairs + x["i"][None, :], EMPTY)
     size = lax.stop_gradient(logs.max(-1))
-    scores = x["q"] @ x["k"].T * jnp.exp(logs - size[:, None])
+    scores = inner(x["q"], x["k"]) * jnp.exp(logs - size[:, None])
     entering, exits = sums.forward, sums.backward + x["i"]
     log_decay = entering[-1]
     if docs is not None:
@@ -148,7 +149,7 @@ def _prepare_weighted(x: Inputs, keep: jax.Array | None) -> Stabilised:
         log_decay = jnp.where(docs.through, log_decay, EMPTY)
     log_size = lax.stop_gradient(exits.max())
     writes = x["k"] * jnp.exp(exits - log_size)[:, None]
-    intra, values = scores @ x["v"], writes.T @ x["v"]
+    intra, values = product(scores, x["v"]), outer(writes, x["v"])
     return Stabilised(x["q"], intra, scores.sum(-1), size, entering, log_decay, log_size, values, writes.sum(0))
 
 
@@ -156,7 +157,7 @@ def _readout_weighted(factors: Stabilised, state, extra: None) -> jax.Array:
     C, n, m = state
     largest = lax.stop_gradient(jnp.maximum(factors.size, factors.entering + m))
     own, old = jnp.exp(factors.size - largest), jnp.exp(factors.entering + m - largest)
-    numerator = own[:, None] * factors.intra + old[:, None] * (factors.q @ C)
+    numerator = own[:, None] * factors.intra + old[:, None] * product(factors.q, C)
     return _bounded_quotient(numerator, own * factors.weight + old * (factors.q @ n), largest)
 
 

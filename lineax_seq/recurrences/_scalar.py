@@ -13,7 +13,7 @@ from ..monoid import DECAY, Affine
 from ..recurrence import Recurrence
 from ..typing import Inputs
 from . import _decay
-from ._products import transposed_product
+from ._products import inner, outer, product
 
 
 class Factors(NamedTuple):
@@ -39,7 +39,7 @@ def init_state(x: Inputs) -> jax.Array:
 
 def prepare(x: Inputs, keep: jax.Array | None) -> Factors:
     (pairs, sums), docs = _decay.pair_sums(x["g"]), _decay.documents(keep)
-    scores = _decay.causal(x["q"] @ x["k"].T * jnp.exp(pairs), docs)
+    scores = _decay.causal(inner(x["q"], x["k"]) * jnp.exp(pairs), docs)
     return factors(x, scores, jnp.exp(sums.forward)[:, None], jnp.exp(sums.backward)[:, None], docs)
 
 
@@ -49,7 +49,7 @@ def factors(x: Inputs, scores: jax.Array, since_entry: jax.Array, until_exit: ja
     if docs is not None:
         reads, writes = _decay.mask(reads, docs.entry), _decay.mask(writes, docs.exit)
         decay = jnp.where(docs.through, decay, 0)
-    return Factors(reads, scores @ x["v"], decay, transposed_product(writes, x["v"]))
+    return Factors(reads, product(scores, x["v"]), decay, outer(writes, x["v"]))
 
 
 def advance(factors: Factors, state: jax.Array) -> tuple[jax.Array, None]:
@@ -57,12 +57,12 @@ def advance(factors: Factors, state: jax.Array) -> tuple[jax.Array, None]:
 
 
 def readout(factors: Factors, state: jax.Array, extra: None) -> jax.Array:
-    return factors.intra + factors.reads @ state
+    return factors.intra + product(factors.reads, state)
 
 
 def _prepare_undecayed(x: Inputs, keep: jax.Array | None) -> Factors:
     docs, one = _decay.documents(keep), jnp.ones((x["k"].shape[0], 1), x["k"].dtype)
-    return factors(x, _decay.causal(x["q"] @ x["k"].T, docs), one, one, docs)
+    return factors(x, _decay.causal(inner(x["q"], x["k"]), docs), one, one, docs)
 
 
 SCALAR_DECAY = Recurrence(

@@ -1,4 +1,4 @@
-"""The inverse of a unit lower triangular matrix, by small leaves and block merges.
+"""Unit lower triangular systems, by the inverse of small leaves and block merges.
 
 [[P, 0], [A, Q]]^-1 = [[P^-1, 0], [-Q^-1 A P^-1, Q^-1]]. Leaves are inverted row by row, in registers as it were.
 The product form (I - A)(I + A^2)(I + A^4)... is shorter, but powers of A reach 1e11 when keys repeat (padding, common
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import _decay
+from ._products import inner, outer
 
 LEAF = 8
 
@@ -30,12 +31,7 @@ def _diagonal_blocks(matrix: jax.Array, h: int) -> jax.Array:
     return matrix.reshape(m, h, m, h)[jnp.arange(m), :, jnp.arange(m)]
 
 
-@jax.custom_vjp
-def unit_lower_inverse(strict: jax.Array) -> jax.Array:
-    """(I + A)^-1 for a strictly lower triangular `A [C, C]`, C a power of two.
-
-    The gradient is -X^T dX X^T below the diagonal; nothing of the elimination is kept for it.
-    """
+def _inverse(strict: jax.Array) -> jax.Array:
     size = strict.shape[0]
     h = min(LEAF, size)
     inverse = _leaf_inverse(_diagonal_blocks(strict, h))
@@ -48,14 +44,27 @@ def unit_lower_inverse(strict: jax.Array) -> jax.Array:
     return inverse[0]
 
 
-def _forward(strict):
-    inverse = unit_lower_inverse(strict)
-    return inverse, inverse
+@jax.custom_vjp
+def unit_lower_solve(strict: jax.Array, *right: jax.Array) -> tuple[jax.Array, ...]:
+    """`(I + A)^-1 R` for a strictly lower triangular `A [C, C]`, C a power of two, and each R `[C, ...]`.
+
+    With Y = (I + A)^-1 R the gradients are dR = (I + A)^-T dY and dA = -dR Y^T below the diagonal, summed over all R:
+    two products where the inverse's own gradient would need four.
+    """
+    return _forward(strict, *right)[0]
 
 
-def _backward(inverse, d_inverse):
-    d_strict = jnp.matmul(inverse.T, jnp.matmul(d_inverse, inverse.T, precision=lax.Precision.HIGHEST))
-    return (-jnp.tril(d_strict, -1),)
+def _forward(strict, *right):
+    inverse = _inverse(strict)
+    solved = tuple(inverse @ r for r in right)
+    return solved, (inverse, solved)
 
 
-unit_lower_inverse.defvjp(_forward, _backward)
+def _backward(residuals, d_solved):
+    inverse, solved = residuals
+    d_right = tuple(outer(inverse, d) for d in d_solved)
+    d_strict = sum(inner(d, y) for d, y in zip(d_right, solved, strict=True))
+    return -jnp.tril(d_strict, -1), *d_right
+
+
+unit_lower_solve.defvjp(_forward, _backward)

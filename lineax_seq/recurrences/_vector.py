@@ -79,4 +79,5 @@ SELECTIVE = Recurrence(
     prepare=_prepare_selective,
     advance=_advance_selective,
     readout=lambda factors, state, y: y,
+    loops=True,
 )

@@ -23,6 +23,7 @@ from ..typing import Inputs
 from . import _decay, _scalar
 from ._bidirectional import undecayed
 from ._normalised import EMPTY
+from ._products import inner, outer, product
 
 # Where all keys of a chunk are this near to its first one, per channel, one matrix product gives the scores: their
 # exponentials, and the inverse squares of those in the gradient, are float32s.
@@ -94,7 +95,7 @@ def _prepare_mild(x: Inputs, keep: jax.Array | None) -> Mild:
     sums = jnp.matmul(ones, keys, precision=lax.Precision.HIGHEST)
     last = jnp.where(sums[-1] > 0, sums[-1], 1)
     total = jnp.where(sums[-1] > 0, first + jnp.log(last), EMPTY)
-    mean = (keys if docs is None else _decay.mask(keys, docs.exit)).T @ v / last[:, None]
+    mean = outer(keys if docs is None else _decay.mask(keys, docs.exit), v) / last[:, None]
     return Mild(x["q"], v, keys, sums, first, *_masks(docs, k.dtype), (total, mean))
 
 
@@ -119,7 +120,7 @@ def _prepare(x: Inputs, keep: jax.Array | None) -> Levels:
     total = total[0]
     logs = k - total[-1]
     writes = jnp.exp(logs if docs is None else jnp.where(docs.exit[:, None], logs, EMPTY)) * _present(k)
-    exits = total[-1], writes.T @ v
+    exits = total[-1], outer(writes, v)
     return Levels(x["q"], v, k, total, tuple(keys), tuple(middles), *_masks(docs, k.dtype), exits)
 
 
@@ -148,9 +149,9 @@ def _readout_mild(factors: Mild, state) -> jax.Array:
         own, old = jnp.where(factors.entry > 0, own, 1), factors.entry * old
     weight = factors.sums * own + old  # exp(z - top)
     q = factors.q / jnp.where(weight > 0, weight, 1)
-    scores = jnp.tril((q * own) @ factors.keys.T)
+    scores = jnp.tril(inner(q * own, factors.keys))
     scores = scores if factors.same is None else scores * factors.same
-    return (q * old) @ mean + scores @ factors.v
+    return product(q * old, mean) + product(scores, factors.v)
 
 
 def _readout(factors: Mild | Levels, state, extra: None) -> jax.Array:

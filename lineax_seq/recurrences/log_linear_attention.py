@@ -24,6 +24,7 @@ from ..operator import Operator
 from ..recurrence import Recurrence, Shortcut
 from ..typing import Inputs
 from . import _decay
+from ._products import inner, outer
 
 
 class Stretch(NamedTuple):
@@ -159,7 +160,7 @@ def _prepare(x: Inputs, keep: jax.Array | None) -> Factors:
     # A chunk crosses one multiple of its size at most: pairs on either side of it share one level.
     crossing = _scale_at(_differing(first, first + (size - 1)), scales)[:, None]
     own = _own_scales(level, scales, known) + jnp.where(level > known, crossing, 0)
-    scores = _decay.causal(x["q"] @ x["k"].T * jnp.exp(pairs), docs) * own
+    scores = _decay.causal(inner(x["q"], x["k"]) * jnp.exp(pairs), docs) * own
     # An entering state is on its level, or on the one that this token and the chunk's first part on.
     parting = _differing(first, position)
     weights = jnp.where(jnp.arange(1, states + 1) >= parting[:, None], _scales(x), _scale_at(parting, scales)[:, None])
@@ -186,7 +187,7 @@ def _prepare_aligned(x: Inputs, keep: jax.Array | None) -> Factors:
     known = min(size.bit_length() - 1, scales.shape[-1] - 1)
     token = jnp.arange(size)
     level = jnp.minimum(_differing(token[:, None], token[None, :]), known)
-    scores = jnp.tril(x["q"] @ x["k"].T * jnp.exp(pairs)) * _own_scales(level, scales, known)
+    scores = jnp.tril(inner(x["q"], x["k"]) * jnp.exp(pairs)) * _own_scales(level, scales, known)
     above = _states(x) - min(size.bit_length() - 1, _states(x) - 1)
     first, through = x["position"][0], enters * jnp.exp(sums.forward[-1])
     # counted in chunks, the levels above are those of a recurrence over chunks
@@ -200,7 +201,7 @@ def _prepare_aligned(x: Inputs, keep: jax.Array | None) -> Factors:
         weights=enters * _scales(x)[:, -above:] * _occupied(start, above),
         intra=scores @ x["v"],
         carry=carry,
-        added=(x["k"] * jnp.exp(sums.backward)[:, None]).T @ x["v"],
+        added=outer(x["k"] * jnp.exp(sums.backward)[:, None], x["v"]),
         place=place.astype(through.dtype),
         old_count=empty,
         new_count=(1 - empty) * _wrapped(first + size, _states(x)),

@@ -25,7 +25,7 @@ def _output(x: Inputs, state: jax.Array, previous: jax.Array) -> jax.Array:
 
 def _prepare(decayed: Callable, x: Inputs, keep: jax.Array | None) -> _scalar.Factors:
     docs, earlier = _decay.documents(keep), _diagonal.one_earlier(x["q"])
-    scores, decays = decayed(earlier, x["k"], x["g"])
+    ((scores,),), decays = decayed([earlier], [x["k"]], x["g"])
     bonus = jnp.diag((x["q"] * x["u"] * x["k"]).sum(-1))
     scores = _decay.causal(_diagonal.one_later(scores), docs, strict=True) + bonus
     factors = _scalar.factors(x, scores, *decays, docs)

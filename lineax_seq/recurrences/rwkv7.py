@@ -25,7 +25,8 @@ from ..operator import Operator
 from ..recurrence import Recurrence
 from ..typing import Inputs
 from . import _decay, _diagonal, _scalar
-from ._triangular import unit_lower_inverse
+from ._products import columns, product
+from ._triangular import unit_lower_solve
 
 
 class Factors(NamedTuple):
@@ -34,7 +35,7 @@ class Factors(NamedTuple):
     scores: jax.Array  # A_qb [C, C] of queries on what b puts back
     decay: jax.Array  # [K, 1] what is left of the entering state
     offset: jax.Array  # [K, V] what the chunk's values add to it
-    returns: jax.Array  # [C, K] b, decayed until the chunk's exit
+    returns: jax.Array  # [K, C] b, decayed until the chunk's exit
     state_reads: jax.Array  # W [C, K] what a reads of the entering state
     own_reads: jax.Array  # X A_ak V [C, V] and of the chunk's values
 
@@ -51,8 +52,7 @@ def _update(x: Inputs, state: jax.Array) -> jax.Array:
 
 def _prepare(decayed: Callable, x: Inputs, keep: jax.Array | None) -> Factors:
     docs = _decay.documents(keep)
-    queries, keys = jnp.stack([x["q"], _diagonal.one_earlier(x["a"])]), jnp.stack([x["k"], x["b"]])
-    scores, decays = decayed(queries, keys, x["g"])
+    scores, decays = decayed([x["q"], _diagonal.one_earlier(x["a"])], [x["k"], x["b"]], x["g"])
     qk, qb = (_decay.causal(s, docs) for s in scores[0])
     ak, ab = (_decay.causal(_diagonal.one_later(s), docs, strict=True) for s in scores[1])
 
@@ -60,19 +60,19 @@ def _prepare(decayed: Callable, x: Inputs, keep: jax.Array | None) -> Factors:
     reads, returns = x["a"] * _diagonal.one_later(decays.since_entry, first=1), x["b"] * decays.until_exit
     if docs is not None:
         reads, returns = _decay.mask(reads, docs.entry), _decay.mask(returns, docs.exit)
-    inverse = unit_lower_inverse(-ab)
+    state_reads, own_reads = unit_lower_solve(-ab, reads, product(ak, x["v"]))
     return Factors(
-        base.reads, base.intra, qb, base.decay, base.offset, returns, inverse @ reads, inverse @ (ak @ x["v"])
+        base.reads, base.intra, qb, base.decay, base.offset, columns(returns), state_reads, own_reads
     )
 
 
 def _advance(factors: Factors, state: jax.Array) -> tuple[jax.Array, jax.Array]:
-    read = factors.own_reads + factors.state_reads @ state
-    return factors.decay * state + factors.offset + factors.returns.T @ read, read
+    read = factors.own_reads + product(factors.state_reads, state)
+    return factors.decay * state + factors.offset + product(factors.returns, read), read
 
 
 def _readout(factors: Factors, state: jax.Array, read: jax.Array) -> jax.Array:
-    return factors.intra + factors.reads @ state + factors.scores @ read
+    return factors.intra + product(factors.reads, state) + product(factors.scores, read)
 
 
 DIAGONAL_PLUS_LOW_RANK = Recurrence(
