@@ -15,11 +15,12 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import jax
 import numpy as np
+import tqdm
 import tyro
 
 import lineax_seq as ls
@@ -47,7 +48,7 @@ class Benchmark:
     rounds: int = 5
     """Turns that every candidate gets; the minimum counts."""
     scan_limit: int = 8192
-    """Longest T for the token scan's backward pass, which keeps every state."""
+    """Longest T for softmax attention, and for the backward pass of token scans, which keeps every state."""
     softmax: bool = True
     peers_path: str = ""
     """Folder with packages to compare with, if they are not in the environment."""
@@ -60,17 +61,25 @@ class Benchmark:
 # and `--peers-path FOLDER` bring those known here. Each builder gives `fn(**arguments) -> o` on our arguments.
 
 
-def _jla(kind: str, rename: Callable[[dict], tuple[tuple, dict]]) -> Callable:
-    def build():
-        from jla import ops
+def _jla(kind: str, rename: Callable[[dict], tuple[tuple, dict]]) -> list:
+    """Its chunk form and its token scan."""
 
-        def fn(**a):
-            args, kwargs = rename(a)
-            return ops.linear_attention(kind, *args, impl="chunked", output_final_state=True, **kwargs)[0]
+    def builder(impl: str):
+        def build():
+            from jla import ops
 
-        return fn
+            def fn(**a):
+                args, kwargs = rename(a)
+                return ops.linear_attention(kind, *args, impl=impl, output_final_state=True, **kwargs)[0]
 
-    return build
+            return fn
+
+        return build
+
+    return [
+        ("jax-linear-attention", "jla", builder("chunked")),
+        ("jax-linear-attention scan", "jla", builder("reference")),
+    ]
 
 
 def _qkv(*names: str) -> Callable[[dict], tuple[tuple, dict]]:
@@ -111,24 +120,19 @@ def _mamba2_jax():
 
 # our name -> (peer, its module, builder)
 PEERS = {
-    "simple_gla": [("jax-linear-attention", "jla", _jla("simple_gla", _qkv("g")))],
-    "ssd": [
-        ("jax-linear-attention", "jla", _jla("simple_gla", _ssd_of_jla)),
-        ("mamba2-jax", "mamba2_jax", _mamba2_jax),
-    ],
-    "gla": [
-        ("jax-linear-attention", "jla", _jla("gla", _qkv("g"))),
-        ("deltanet-tpu", "deltanet_tpu", _deltanet_tpu("chunk_gla", "g")),
-    ],
-    "delta_rule": [("jax-linear-attention", "jla", _jla("deltanet", _qkv("beta")))],
+    "simple_gla": _jla("simple_gla", _qkv("g")),
+    "ssd": [*_jla("simple_gla", _ssd_of_jla), ("mamba2-jax", "mamba2_jax", _mamba2_jax)],
+    "gla": [*_jla("gla", _qkv("g")), ("deltanet-tpu", "deltanet_tpu", _deltanet_tpu("chunk_gla", "g"))],
+    "delta_rule": _jla("deltanet", _qkv("beta")),
     "gated_delta_rule": [
-        ("jax-linear-attention", "jla", _jla("gated_deltanet", _qkv("g", "beta"))),
+        *_jla("gated_deltanet", _qkv("g", "beta")),
         ("deltanet-tpu", "deltanet_tpu", _deltanet_tpu("chunk_gdn", "g", "beta")),
     ],
     "kda": [
-        ("jax-linear-attention", "jla", _jla("kda", _qkv("g", "beta"))),
+        *_jla("kda", _qkv("g", "beta")),
         ("deltanet-tpu", "deltanet_tpu", _deltanet_tpu("chunk_kda", "g", "beta")),
     ],
+    "gdn2": _jla("gdn2", _qkv("g", "b", "w")),
 }
 
 
@@ -142,7 +146,7 @@ def installed_peers(name: str) -> dict[str, Callable]:
 # ---- timing
 
 
-def candidates(name: str, config: Benchmark, length: int) -> dict[str, Callable]:
+def candidates(name: str, config: Benchmark) -> dict[str, Callable]:
     """label -> fn(**arguments) -> o."""
     operator = ls.RECURRENCES[name]
     found = {}
@@ -151,6 +155,23 @@ def candidates(name: str, config: Benchmark, length: int) -> dict[str, Callable]
             label = form if size is None else f"{form} C={size}"
             found[label] = lambda form=form, size=size, **a: operator(**a, form=form, chunk_size=size)[0]
     return found | installed_peers(name)
+
+
+def peak_gflops(rounds: int = 20) -> float:
+    """The best rate of float32 products of 1024 x 1024 here: what there is to be had."""
+    a = jax.random.normal(jax.random.key(0), (1024, 1024))
+    run = jax.jit(lambda a: a @ a).lower(a=a).compile()
+    return 2 * 1024**3 / minima({"product": run}, {"product": dict(a=a)}, rounds)["product"] / 1e9
+
+
+def arithmetic(name: str, config: Benchmark, length: int, chunk_size: int = 64) -> float | None:
+    """GFLOP of a forward pass's matrix products, for families whose chunk form is the textbook one."""
+    K, V, C = config.key_dim, config.value_dim, chunk_size
+    decays = 2 * C * (K + V) + 4 * K * V  # scores, scores on values, reading and writing the state
+    delta = 2 * C * (2 * K + (K + V) + V) + 6 * K * V  # two scores, W and U, scores on values; W S besides
+    kinds = dict.fromkeys(("linear_attention", "retention", "simple_gla", "ssd", "gla", "hgrn2"), decays)
+    kinds |= dict.fromkeys(("delta_rule", "gated_delta_rule", "kda", "gdn2"), delta)
+    return kinds[name] * config.batch * config.heads * length / 1e9 if name in kinds else None
 
 
 def softmax_attention(q, k, v):
@@ -181,49 +202,61 @@ def agrees(fn: Callable, args: dict, want: np.ndarray) -> float:
     return float(np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)))
 
 
-def bench(config: Benchmark) -> list[dict]:
-    rows = []
-    width = config.heads * config.key_dim
+def measured(name: str, length: int, config: Benchmark, peak: float) -> Iterator[dict]:
+    """One row per candidate and pass."""
+    operator, width = ls.RECURRENCES[name], config.heads * config.key_dim
     sizes = dict(B=config.batch, H=config.heads, HV=config.heads, K=config.key_dim, V=config.value_dim, D=width, N=16)
-    for name in config.recurrences:
-        operator = ls.RECURRENCES[name]
-        required = [argument for argument, spec in operator.arguments.items() if not spec.optional]
-        for length in config.lengths:
-            sizes["L"] = (length - 1).bit_length() + 1  # levels of log-linear attention, which its short check shares
-            args = operator.example(jax.random.key(0), T=length, **sizes)
-            args = {argument: args[argument] for argument in required}  # peers know no others
-            found = candidates(name, config, length)
-            short = operator.example(jax.random.key(0), T=min(length, 512), **sizes)
-            short = {argument: short[argument] for argument in required}
-            want = np.asarray(jax.jit(lambda short: operator(**short, form="scan")[0])(short), np.float64)  # noqa: B023
-            errors = {label: agrees(fn, short, want) for label, fn in found.items()}
-            for label, error in errors.items():
-                if not error < AGREEMENT:
-                    print(f"{name} {label}: differs from the scan by {error:.1e}; not timed", file=sys.stderr)
-                    del found[label]
+    sizes |= dict(NH=2, L=(length - 1).bit_length() + 1)  # micro-steps; levels, which the short check shares
+    required = [argument for argument, spec in operator.arguments.items() if not spec.optional]
+    drawn = lambda T: operator.example(jax.random.key(0), T=T, **sizes)  # noqa: E731
+    args, short = ({name: drawn(T)[name] for name in required} for T in (length, min(length, 512)))
+    found = candidates(name, config)
+    want = np.asarray(jax.jit(lambda a: operator(**a, form="scan")[0])(short), np.float64)
+    errors = {label: agrees(fn, short, want) for label, fn in found.items()}
+    for label, error in errors.items():
+        if not error < AGREEMENT:
+            print(f"{name} {label}: differs from the scan by {error:.1e}; not timed", file=sys.stderr)
+            del found[label]
+    for which in config.passes:
+        too_long = which != "forward" and length > config.scan_limit
+        fns = {label: fn for label, fn in found.items() if not (too_long and label.endswith("scan"))}
+        runs, inputs = {label: compiled(fn, args, which) for label, fn in fns.items()}, dict.fromkeys(fns, args)
+        if config.softmax and length <= config.scan_limit:
+            qkv = ls.linear_attention.example(jax.random.key(1), T=length, **sizes)
+            runs["softmax attention"] = compiled(softmax_attention, qkv, which)
+            inputs["softmax attention"] = qkv
+        work = arithmetic(name, config, length) if which == "forward" else None
+        for label, seconds in minima(runs, inputs, config.rounds).items():
+            row = dict(recurrence=name, length=length, which=which, candidate=label, milliseconds=seconds * 1e3)
+            if work and label.startswith("chunk"):
+                row |= dict(fraction_of_peak=work / seconds / peak)
+            yield row | dict(error=errors.get(label), peak_gflops=peak, jax=jax.__version__)
+
+
+def bench(config: Benchmark, path: pathlib.Path) -> list[dict]:
+    """Every row goes to `path` as soon as it is measured."""
+    peak, rows = peak_gflops(), []
+    print(f"1024 x 1024 products run at {peak:.0f} GFLOP/s here")
+    groups = [(name, length) for name in config.recurrences for length in config.lengths]
+    with path.open("w") as file, tqdm.tqdm(groups, unit="group") as progress:
+        for name, length in progress:
+            progress.set_postfix_str(f"{name} T={length}")
+            group = list(measured(name, length, config, peak))
+            file.writelines(json.dumps(row) + "\n" for row in group)
+            file.flush()
+            rows += group
             for which in config.passes:
-                skip = which != "forward" and length > config.scan_limit
-                fns = {label: fn for label, fn in found.items() if not (skip and label == "scan")}
-                runs = {label: compiled(fn, args, which) for label, fn in fns.items()}
-                inputs = dict.fromkeys(runs, args)
-                if config.softmax and length <= config.scan_limit:
-                    qkv = ls.linear_attention.example(jax.random.key(1), T=length, **sizes)
-                    runs["softmax attention"] = compiled(softmax_attention, qkv, which)
-                    inputs["softmax attention"] = qkv
-                best = minima(runs, inputs, config.rounds)
-                for label, seconds in best.items():
-                    rows.append(
-                        dict(recurrence=name, length=length, which=which, candidate=label, milliseconds=seconds * 1e3)
-                        | dict(error=errors.get(label), jax=jax.__version__, device=jax.devices()[0].device_kind)
-                    )
-                print_group(name, length, which, best)
+                progress.write(summary([row for row in group if row["which"] == which]))
     return rows
 
 
-def print_group(name: str, length: int, which: str, best: dict[str, float]) -> None:
-    ours = min((s for label, s in best.items() if label.startswith("chunk")), default=min(best.values()))
-    line = "  ".join(f"{label} {s * 1e3:.1f} ms ({s / ours:.2f}x)" for label, s in best.items())
-    print(f"{name:28s} T={length:<6d} {which:17s} {line}", flush=True)
+def summary(rows: list[dict]) -> str:
+    ms = {row["candidate"]: row["milliseconds"] for row in rows}
+    ours = min((t for label, t in ms.items() if label.startswith("chunk")), default=min(ms.values()))
+    line = "  ".join(f"{label} {t:.1f} ms ({t / ours:.2f}x)" for label, t in ms.items())
+    fractions = [row["fraction_of_peak"] for row in rows if "fraction_of_peak" in row]
+    line += f"  {max(fractions):.0%} of peak" if fractions else ""
+    return f"{rows[0]['recurrence']:28s} T={rows[0]['length']:<6d} {rows[0]['which']:17s} {line}"
 
 
 def plot(rows: list[dict], path: pathlib.Path) -> None:
@@ -260,10 +293,9 @@ def main(config: Benchmark) -> None:
         raise SystemExit(f"bench_recurrences: unknown recurrences {unknown}; known are {', '.join(ls.RECURRENCES)}")
     if config.peers_path:
         sys.path.append(config.peers_path)
-    rows = bench(config)
     out = pathlib.Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = bench(config, out / "results.jsonl")
     plot(rows, out / "time_over_length.png")
     print(f"wrote {out / 'results.jsonl'} and {out / 'time_over_length.png'}")
 

@@ -113,7 +113,7 @@ class _Chunked:
 
         `run` takes the inputs itself: what crosses the border of a branch is written to memory first.
         """
-        shortcuts = self.recurrence.shortcuts
+        shortcuts = [s for s in self.recurrence.shortcuts if self.chunk_size > s.longer_than]
         if not shortcuts:
             return run(None)
         x, _ = self._inputs(block)

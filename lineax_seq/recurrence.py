@@ -37,6 +37,7 @@ class Shortcut(NamedTuple):
 
     applies: Callable[[Inputs], jax.Array]  # of all heads and of a block's chunks: a boolean scalar
     prepare: Callable[[Inputs, jax.Array | None], Any]
+    longer_than: int = 0  # the chunks worth it: shorter ones have the same from another shortcut
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -95,8 +95,9 @@ class Preparations(TypedDict, total=False):
 def by_gates(prepare: Callable) -> Preparations:
     """The record's entries for a `prepare(decayed_scores, x, keep)`."""
     ways = {leaf: functools.partial(prepare, functools.partial(decayed_scores, leaf)) for leaf in (None, LEAF, 1)}
-    shortcuts = tuple(Shortcut(functools.partial(_mild, leaf), ways[leaf]) for leaf in (None, LEAF))
-    return Preparations(prepare=ways[1], shortcuts=shortcuts)
+    whole = Shortcut(functools.partial(_mild, None), ways[None])
+    leaves = Shortcut(functools.partial(_mild, LEAF), ways[LEAF], longer_than=LEAF)
+    return Preparations(prepare=ways[1], shortcuts=(whole, leaves))
 
 
 def one_earlier(x: jax.Array) -> jax.Array:
