@@ -3,6 +3,7 @@
 It goes through environment variables, so that the processes that tests start have it too.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 DEVICES = 8
+MAPS = 30_000  # that a process may hold before it forgets what it compiled
 
 if "jax" in sys.modules:
     raise pytest.UsageError("tests/conftest.py: jax was imported before it; run pytest without the plugin that does so")
@@ -36,6 +38,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         operator = getattr(item, "callspec", None) and item.callspec.params.get("operator")
         group = getattr(operator, "name", None) or item.location[0]
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(autouse=True)
+def few_memory_maps() -> Iterator[None]:
+    """Every compiled program maps some memory, and Linux gives a process 65,530 maps and then a segmentation fault."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
