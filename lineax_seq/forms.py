@@ -203,11 +203,25 @@ def _block_backward(
     _, pull_readout = jax.vjp(form.readout_all, factors, entries, extras)
     d_factors, d_entries, d_extras = pull_readout(d_o)
 
+    d_factors, structure = jax.tree.flatten(d_factors)
+    carries = _uses(form.advance, jax.tree.map(lambda f: f[0], factors), d_state)
+
     def body(d_state, chunk):
         factors_c, entry, d_entry, d_extra = chunk
         _, pull = jax.vjp(form.advance, factors_c, entry)
         d_factors_c, d_before = pull((d_state, d_extra))
-        return jax.tree.map(jnp.add, d_before, d_entry), d_factors_c
+        through = [d for d, used in zip(jax.tree.leaves(d_factors_c), carries, strict=True) if used]
+        return jax.tree.map(jnp.add, d_before, d_entry), through
 
-    d_state, d_through = lax.scan(body, d_state, (factors, entries, d_entries, d_extras), reverse=True)
-    return pull_prepare(jax.tree.map(jnp.add, d_factors, d_through))[0], d_state
+    d_state, through = lax.scan(body, d_state, (factors, entries, d_entries, d_extras), reverse=True)
+    for index, d in zip((i for i, used in enumerate(carries) if used), through, strict=True):
+        d_factors[index] += d
+    return pull_prepare(jax.tree.unflatten(structure, d_factors))[0], d_state
+
+
+def _uses(advance: Callable, factors, state: State) -> list[bool]:
+    """Which leaves of the factors `advance` reads. The scan has no zeros to write for the others, and what their
+    gradients lead to does not wait for it."""
+    jaxpr = jax.make_jaxpr(advance)(factors, state).jaxpr
+    read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
+    return [id(v) in read for v in jaxpr.invars[: len(jax.tree.leaves(factors))]]
