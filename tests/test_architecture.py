@@ -35,7 +35,9 @@ ROOMS = {
     "training": ("models", "data", "parallel"),
 }
 # Inside a function, so that the import happens at the call, a room may also import these.
-LAZY = {"dispatch": ("pallas_kernels",), "forms": ("parallel",)}
+LAZY = {"dispatch": ("pallas_kernels",), "forms": ("parallel",), "operator": ("parallel",)}
+# The same for pallas_kernels: its profiler draws.
+KERNELS_LAZY = {"matplotlib"}
 
 # What sends data between devices or names a mesh axis; only parallel/ does.
 COLLECTIVES = {
@@ -100,7 +102,8 @@ def import_problem(path: str, target: str, lazy: bool) -> str | None:
     if there[0] == "experiments":
         return "nothing imports experiments"
     if package == "pallas_kernels":
-        return None if there[0] in {"jax", package, *sys.stdlib_module_names} else "pallas_kernels imports only jax"
+        may = {"jax", package, *sys.stdlib_module_names} | (KERNELS_LAZY if lazy else set())
+        return None if there[0] in may else "pallas_kernels imports only jax"
     if there[0] == "pallas_kernels":
         if package == "lineax_seq" and not (lazy and there[0] in LAZY.get(room, ())):
             return "only dispatch imports pallas_kernels, inside a function"
@@ -206,6 +209,7 @@ BAD = {
     "kernel elsewhere": ("lineax_seq/forms.py", "def f():\n import pallas_kernels.tpu", "only dispatch imports"),
     "kernels early": ("lineax_seq/dispatch.py", "from pallas_kernels import gpu", "only dispatch imports"),
     "kernel to library": ("pallas_kernels/tpu/gla.py", "from lineax_seq.typing import State", "imports only jax"),
+    "picture early": ("pallas_kernels/profile.py", "import matplotlib.figure", "imports only jax"),
     "kernel to numpy": ("pallas_kernels/tpu/gla.py", "import numpy as np", "imports only jax"),
     "experiments": ("lineax_seq/training/loop.py", "def f():\n from experiments import x", "imports experiments"),
     "experiments, relative": ("experiments/generate.py", "from .train_lm import main", "imports experiments"),
@@ -242,6 +246,7 @@ GOOD = {
     "lazy collective": ("lineax_seq/forms.py", "def f():\n from .parallel import gather"),
     "types only": ("lineax_seq/monoid.py", "import typing\nif typing.TYPE_CHECKING:\n from .forms import x"),
     "kernel": ("pallas_kernels/gpu/a.py", "import functools\nimport jax\nfrom . import b\njax.lax.axis_index('wg')"),
+    "picture": ("pallas_kernels/profile.py", "def draw():\n import matplotlib.figure"),
     "parallel": ("lineax_seq/parallel/a.py", "import jax\nfrom ..monoid import DENSE\njax.lax.all_gather(1, 'x')"),
     "mesh of a user": ("experiments/a.py", "import jax\nmesh = jax.make_mesh((8,), ('seq',))"),
     "a method's name": ("lineax_seq/layers/a.py", "self.all_gather(x)\nparallel.psum(x)"),

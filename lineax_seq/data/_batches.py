@@ -28,6 +28,7 @@ def train_iterator(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
+    columns: slice | None = None,
     num_epochs: int | None = None,
     shuffle: bool = True,
     num_threads: int = 1,
@@ -37,8 +38,8 @@ def train_iterator(
 
     All rows of an epoch are shuffled together (anew each epoch, by `seed`), and step s of the P processes takes rows
     s·B·P ... (s+1)·B·P-1 of that one order, process p every P-th from the p-th on. So no row is used twice in an epoch,
-    and the rows of a step depend on B·P only. Epochs follow each other without a gap; `num_epochs=None` never ends, a
-    number drops the rows at its end that do not fill a batch on every process.
+    and the rows of a step depend on B·P only. `columns` keeps a stretch of every row. Epochs follow each other without
+    a gap; `num_epochs=None` never ends, a number drops the rows at its end that do not fill a batch on every process.
 
     `iterator.get_state()` is a small dict for JSON, `iterator.set_state(state)` on an iterator made with the same
     arguments goes on with exactly the batches that would have come. `num_threads` threads keep `prefetch` batches
@@ -69,30 +70,45 @@ def train_iterator(
                 f"{process_count} process(es); give more text, shorter rows, a smaller batch_size or more epochs"
             )
         rows = rows[:whole]
-    batches = rows[process_index::process_count].batch(batch_size, drop_remainder=True)
+    rows = rows[process_index::process_count]
+    if columns is not None:
+        rows = rows.map(lambda row: _stretch(row, columns))
+    batches = rows.batch(batch_size, drop_remainder=True)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0)
     return iter(batches.to_iter_dataset(options))
 
 
 def eval_batches(
-    source: RowSource, batch_size: int, *, process_index: int = 0, process_count: int = 1
+    source: RowSource,
+    batch_size: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    columns: slice | None = None,
 ) -> Sequence[Row]:
     """A sequence of batches [B, T] that holds every row exactly once, in order; the last is filled with padding rows.
 
     Padding rows have `loss_weights` and `segment_ids` 0. With P processes each has the same number of batches, and
-    batch b of process p holds rows (b·P+p)·B ... (b·P+p+1)·B-1. Rows are read when a batch is asked for.
+    batch b of process p holds rows (b·P+p)·B ... (b·P+p+1)·B-1. `columns` keeps a stretch of every row. Rows are read
+    when a batch is asked for.
 
     Raises:
       ValueError: an option out of range.
     """
     check_integer("eval_batches", "batch_size", batch_size, 1)
     _check_process("eval_batches", process_index, process_count)
-    return _EvalBatches(source, batch_size, process_index, process_count)
+    return _EvalBatches(source, batch_size, process_index, process_count, columns)
+
+
+def _stretch(row: Row, columns: slice) -> Row:
+    return {key: value[columns] for key, value in row.items()}
 
 
 class _EvalBatches(Sequence[Row]):
-    def __init__(self, source: RowSource, batch_size: int, process_index: int, process_count: int):
-        self._source, self._batch_size = source, batch_size
+    def __init__(
+        self, source: RowSource, batch_size: int, process_index: int, process_count: int, columns: slice | None
+    ):
+        self._source, self._batch_size, self._columns = source, batch_size, columns
         self._process_index, self._process_count = process_index, process_count
 
     def __len__(self) -> int:
@@ -111,7 +127,8 @@ class _EvalBatches(Sequence[Row]):
         rows = [self._source[i] for i in there]
         padding = empty_row(self._source.length, self._source.tokens.pad_id)
         rows += [padding] * (self._batch_size - len(rows))
-        return {key: np.stack([row[key] for row in rows]) for key in padding}
+        batch = {key: np.stack([row[key] for row in rows]) for key in padding}
+        return batch if self._columns is None else {key: value[:, self._columns] for key, value in batch.items()}
 
 
 def _check_process(function: str, index: int, count: int) -> None:

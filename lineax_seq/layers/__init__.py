@@ -1,6 +1,6 @@
 """Layers in Flax NNX. Every mixing layer is used in the same way, with caches that are plain pytrees:
 
-y = layer(x, segment_ids=..., positions=...)             whole sequences [B, T, D]
+y = layer(x, segment_ids=..., positions=...)             whole sequences [B, T, D]; with axis_name=, one shard of them
 cache = layer.init_cache(batch, max_length)
 y, cache = layer.prefill(x, cache, lengths=...)          a prompt, padded on the right
 y_t, cache = layer.step(x_t, cache)                      one token [B, D]

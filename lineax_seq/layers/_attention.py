@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from .. import checks, parallel
 from ._attention_core import causal_attention
 from ._check import check_lengths, check_positive, check_tokens
 from ._dense import dense
 from ._init import NORMAL
 from ._norm import RMSNorm
-from ._rotary import rotary, segment_positions
+from ._rotary import rotary
 
 
 class AttentionCache(NamedTuple):
@@ -63,7 +64,8 @@ class SoftmaxAttention(nnx.Module):
         window: how many tokens each token sees, itself included; None is all.
         rope_theta: base of the rotary frequencies; None leaves positions out.
         qk_norm: RMSNorm of queries and keys over each head's channels, before the rotation.
-        implementation: of `jax.nn.dot_product_attention`: None, "xla" or "cudnn".
+        implementation: of `jax.nn.dot_product_attention`: None, "xla" or "cudnn"; the last one wants time whole.
+        strategy: where time is split over devices, one of `parallel.STRATEGIES`.
 
     Raises:
         ValueError: sizes that do not fit each other.
@@ -81,6 +83,7 @@ class SoftmaxAttention(nnx.Module):
         qk_norm: bool = False,
         norm_eps: float = 1e-5,
         implementation: str | None = None,
+        strategy: str = "all_gather",
         kernel_init=NORMAL,
         out_init=None,
         dtype=jnp.float32,
@@ -102,6 +105,7 @@ class SoftmaxAttention(nnx.Module):
             raise ValueError(f"{name}: head_dim={head_dim} is odd, rotary positions want it even; or rope_theta=None.")
         if implementation not in (None, "xla", "cudnn"):
             raise ValueError(f"{name}: implementation is {implementation!r}, wants None, 'xla' or 'cudnn'.")
+        checks.one_of(name, "strategy", strategy, parallel.STRATEGIES)
         project = functools.partial(dense, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.q_proj = project(d_model, num_heads * head_dim, kernel_init=kernel_init)
         self.k_proj = project(d_model, num_kv_heads * head_dim, kernel_init=kernel_init)
@@ -111,6 +115,7 @@ class SoftmaxAttention(nnx.Module):
         self.q_norm, self.k_norm = (norm(), norm()) if qk_norm else (nnx.data(None), nnx.data(None))
         self.d_model, self.num_heads, self.num_kv_heads, self.head_dim = d_model, num_heads, num_kv_heads, head_dim
         self.window, self.rope_theta, self.implementation, self.dtype = window, rope_theta, implementation, dtype
+        self.strategy = strategy
 
     def _qkv(self, x: jax.Array, positions: jax.Array):
         def heads(y, n):
@@ -126,21 +131,24 @@ class SoftmaxAttention(nnx.Module):
     def _out(self, o: jax.Array) -> jax.Array:
         return self.o_proj(o.reshape(*o.shape[:2], self.num_heads * self.head_dim))
 
-    def __call__(self, x: jax.Array, *, segment_ids=None, positions=None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, segment_ids=None, positions=None, axis_name: str | None = None) -> jax.Array:
         """Whole sequences x `[B, T, D]`.
 
         Args:
             segment_ids: int [B, T]; a token sees only its own run of equal ids.
             positions: int [B, T] or [T], for the rotation; None counts from the start of each segment.
+            axis_name: a mesh axis that T is split over, inside `jax.shard_map`.
         """
         check_tokens("SoftmaxAttention", x, self.d_model, segment_ids, positions)
         if positions is None:
-            counted = segment_ids is not None
-            positions = segment_positions(segment_ids) if counted else jnp.arange(x.shape[1], dtype=jnp.int32)
+            positions = parallel.positions(x.shape[1], segment_ids, axis_name)
         q, k, v = self._qkv(x, jnp.asarray(positions))
-        return self._out(
-            causal_attention(q, k, v, window=self.window, segment_ids=segment_ids, implementation=self.implementation)
-        )
+        seen = dict(window=self.window, segment_ids=segment_ids)
+        if axis_name is None:
+            return self._out(causal_attention(q, k, v, **seen, implementation=self.implementation))
+        if self.implementation == "cudnn":
+            raise ValueError("SoftmaxAttention: implementation='cudnn' wants time whole; leave it or axis_name out.")
+        return self._out(parallel.attention(q, k, v, **seen, axis_name=axis_name, strategy=self.strategy))
 
     def init_cache(self, batch: int, max_length: int, dtype=None) -> AttentionCache:
         """An empty cache for sequences of at most `max_length` tokens; with a window, no longer than it."""

@@ -10,14 +10,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from ..parallel import run_ids
+
 _BLOCKS = 8  # of queries, unrolled: (1 + 1/8) / 2 of the full square, and a program that does not grow with T
 _BLOCK_MIN = 256
-
-
-def run_ids(segment_ids: jax.Array) -> jax.Array:
-    """int32 [B, T]: 0, 1, 2... for the runs of equal ids, so that an id that comes back is another document."""
-    border = segment_ids[:, 1:] != segment_ids[:, :-1]
-    return jnp.pad(jnp.cumsum(border.astype(jnp.int32), 1), ((0, 0), (1, 0)))
 
 
 def _visible(i: jax.Array, j: jax.Array, window: int | None, run_i=None, run_j=None) -> jax.Array:

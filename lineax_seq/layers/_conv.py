@@ -4,22 +4,23 @@ A sum of shifted products rather than a grouped convolution: it fuses with its n
 with one channel per group is slow where there is no special kernel for it.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from ..parallel import left_halo
 from ._check import check_positive
 from ._norm import wide
 
 
-def _reaches(segment_ids: jax.Array, lag: int) -> jax.Array:
-    """bool [B, T]: the token `lag` places back lies in the same run of equal ids."""
-    inside = jnp.pad(segment_ids[:, 1:] == segment_ids[:, :-1], ((0, 0), (1, 0)))  # no border just before t
-    reach = inside
-    for back in range(1, lag):
-        reach = reach & jnp.pad(inside[:, :-back], ((0, 0), (back, 0)))
-    return reach
+def _reaches(ids: jax.Array, lag: int, T: int) -> jax.Array:
+    """bool [B, T]: the token `lag` places before each of the last T lies in the same run of equal ids."""
+    inside = jnp.pad(ids[:, 1:] == ids[:, :-1], ((0, 0), (lag, 0)))  # no border just before t
+    end = inside.shape[1]
+    return functools.reduce(jnp.logical_and, (inside[:, end - T - back : end - back] for back in range(lag)))
 
 
 class ShortConv(nnx.Module):
@@ -44,23 +45,37 @@ class ShortConv(nnx.Module):
         return jnp.zeros((batch, self.width - 1, self.channels), dtype)
 
     def __call__(
-        self, x: jax.Array, *, history: jax.Array | None = None, segment_ids: jax.Array | None = None
+        self,
+        x: jax.Array,
+        *,
+        history: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        axis_name: str | None = None,
     ) -> jax.Array:
         """The convolution of x, which continues `history [B, width - 1, D]` (None: zeros).
 
-        With `segment_ids`, documents see no history: they start from zeros.
+        With `segment_ids`, documents see no history: they start from zeros. With `axis_name`, a mesh axis that T is
+        split over, a shard continues its left neighbour.
+
+        Raises:
+            ValueError: a shard shorter than width - 1; both `history` and `axis_name`.
         """
-        T = x.shape[1]
+        T, before, ids = x.shape[1], self.width - 1, segment_ids
+        if axis_name is not None:
+            if history is not None:
+                raise ValueError("ShortConv: with axis_name, the left neighbour is the history; leave history out.")
+            history = left_halo(x, before, axis_name)
+            ids = None if ids is None else jnp.concatenate([left_halo(ids, before, axis_name), ids], 1)
         if history is None:
-            padded = jnp.pad(x, ((0, 0), (self.width - 1, 0), (0, 0)))
+            padded = jnp.pad(x, ((0, 0), (before, 0), (0, 0)))
         else:
             padded = jnp.concatenate([history.astype(x.dtype), x], 1)
         taps = wide(self.kernel[...])
         y = wide(x) * taps[-1]
         for lag in range(1, self.width):
-            past = wide(padded[:, self.width - 1 - lag :][:, :T])
-            if segment_ids is not None:
-                past = jnp.where(_reaches(segment_ids, lag)[:, :, None], past, 0)
+            past = wide(padded[:, before - lag :][:, :T])
+            if ids is not None:
+                past = jnp.where(_reaches(ids, lag, T)[:, :, None], past, 0)
             y += past * taps[-1 - lag]
         return (jax.nn.silu(y) if self.activation else y).astype(x.dtype)
 

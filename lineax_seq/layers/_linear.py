@@ -51,17 +51,19 @@ class LinearLayer(nnx.Module):
             *args, form=self.form, chunk_size=self.chunk_size, implementation=self.implementation, **options
         )
 
-    def __call__(self, x: jax.Array, *, segment_ids=None, positions=None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, segment_ids=None, positions=None, axis_name: str | None = None) -> jax.Array:
         """Whole sequences: `[B, T, D] -> [B, T, D]`.
 
         Args:
             segment_ids: int [B, T]; state and convolutions start anew where the id changes.
             positions: checked and of no effect: the order of the tokens is all that a recurrence knows.
+            axis_name: a mesh axis that T is split over, inside `jax.shard_map`.
         """
         check_tokens(type(self).__name__, x, self.d_model, segment_ids, positions)
         convolutions = self.convolutions()
-        args = self.tokens(x, lambda n, y: convolutions[n](y, segment_ids=segment_ids))
-        o, _ = self._run(*args, segment_ids=segment_ids)
+        along = dict(segment_ids=segment_ids, axis_name=axis_name)
+        args = self.tokens(x, lambda n, y: convolutions[n](y, **along))
+        o, _ = self._run(*args, **along)
         return self.output(o, x)
 
     def init_cache(self, batch: int, max_length: int, dtype=None) -> RecurrentCache:

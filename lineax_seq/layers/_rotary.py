@@ -5,8 +5,8 @@ Source: Su et al. 2021, arXiv:2104.09864, eq. 34 (there channels 2c and 2c + 1 a
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from .. import parallel
 from ._norm import wide
 
 
@@ -27,8 +27,6 @@ def rotary(x: jax.Array, positions: jax.Array, theta: float = 10000.0) -> jax.Ar
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
 
-def segment_positions(segment_ids: jax.Array) -> jax.Array:
-    """int32 [B, T]: positions that restart at 0 where the id changes."""
-    index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
-    border = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
-    return index - lax.cummax(jnp.where(border, index, 0), axis=1)
+def segment_positions(segment_ids: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """int32 [B, T]: positions that restart at 0 where the id changes, in rows that may be split over a mesh axis."""
+    return parallel.positions(segment_ids.shape[1], segment_ids, axis_name)

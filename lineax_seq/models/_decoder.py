@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from ..layers import RMSNorm, SwiGLU, segment_positions
+from .. import parallel
+from ..layers import RMSNorm, SwiGLU
 from ..layers._check import check_lengths, check_positive, check_tokens
 from ..layers._dense import PROJECTION
 from ._config import DecoderConfig, layer_class
@@ -32,8 +33,8 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config.d_model, eps=config.norm_eps, **dtypes)
         self.mlp = SwiGLU(config.d_model, config.d_ff, **common)
 
-    def __call__(self, x, segment_ids, positions):
-        return self._add(x, self.mixer(self.mixer_norm(x), segment_ids=segment_ids, positions=positions))
+    def __call__(self, x, **along):
+        return self._add(x, self.mixer(self.mixer_norm(x), **along))
 
     def prefill(self, x, cache, lengths):
         y, cache = self.mixer.prefill(self.mixer_norm(x), cache, lengths=lengths)
@@ -74,29 +75,29 @@ class Decoder(nnx.Module):
             shape = (config.d_model, config.vocab_size)
             self.lm_head = nnx.Param(normal(rngs.params(), shape, jnp.dtype(config.param_dtype)))
 
-    def __call__(self, tokens: jax.Array, *, segment_ids=None, positions=None) -> jax.Array:
+    def __call__(self, tokens: jax.Array, *, segment_ids=None, positions=None, axis_name=None) -> jax.Array:
         """Logits of the token after each: int [B, T] -> float32 [B, T, vocab].
 
         Args:
             segment_ids: int [B, T]: documents packed in a row; each is computed as if it were alone.
             positions: int [B, T] or [T], for rotary embedding; None counts from the start of each document.
+            axis_name: a mesh axis that T is split over, inside `jax.shard_map`; all arguments are the shard's.
 
         Raises:
             ValueError: shapes or dtypes that do not fit.
         """
-        return self.logits(self.hidden(tokens, segment_ids=segment_ids, positions=positions))
+        return self.logits(self.hidden(tokens, segment_ids=segment_ids, positions=positions, axis_name=axis_name))
 
-    def hidden(self, tokens: jax.Array, *, segment_ids=None, positions=None) -> jax.Array:
+    def hidden(self, tokens: jax.Array, *, segment_ids=None, positions=None, axis_name=None) -> jax.Array:
         """What the head reads: int [B, T] -> [B, T, D] in the compute dtype. Arguments as in a call."""
         x = self._embed("Decoder", tokens, 2)
         check_tokens("Decoder", x, self.config.d_model, segment_ids, positions)
         if positions is None:
-            T = tokens.shape[1]
-            positions = jnp.arange(T, dtype=jnp.int32) if segment_ids is None else segment_positions(segment_ids)
+            positions = parallel.positions(tokens.shape[1], segment_ids, axis_name)
 
         def body(x, repeat):
             for block in repeat.blocks:
-                x = block(x, segment_ids, positions)
+                x = block(x, segment_ids=segment_ids, positions=positions, axis_name=axis_name)
             return x, None
 
         if self.config.remat is not None:
@@ -114,10 +115,21 @@ class Decoder(nnx.Module):
         return jnp.matmul(hidden, self.head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def loss(
-        self, tokens, targets, weights=None, *, segment_ids=None, positions=None, chunk_size: int | None = None
+        self,
+        tokens,
+        targets,
+        weights=None,
+        *,
+        segment_ids=None,
+        positions=None,
+        axis_name: str | None = None,
+        chunk_size: int | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """`(sum of weight · nll in nats, sum of weights)`, see `cross_entropy`; arguments as in a call."""
-        hidden = self.hidden(tokens, segment_ids=segment_ids, positions=positions)
+        """`(sum of weight · nll in nats, sum of weights)`, see `cross_entropy`; arguments as in a call.
+
+        With `axis_name` the sums are the shard's; `parallel.sharded_loss` adds those of all shards.
+        """
+        hidden = self.hidden(tokens, segment_ids=segment_ids, positions=positions, axis_name=axis_name)
         return cross_entropy(hidden, self.head, targets, weights, chunk_size=chunk_size)
 
     def init_cache(self, batch: int, max_length: int):

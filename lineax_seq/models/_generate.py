@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .. import parallel
 from ..layers._check import check_positive
 from ._decoder import Decoder
 from ._sampling import sample
@@ -67,7 +68,8 @@ def generate(
 ) -> list[list[int]]:
     """The new tokens of each prompt, without the prompt and without the stop token that ended them.
 
-    A second call with as many prompts of similar length (see `padded_length`) compiles nothing.
+    A second call with as many prompts of similar length (see `padded_length`) compiles nothing. Parameters may lie over
+    a mesh; of several processes, each calls this with the same arguments.
 
     Args:
         prompts: token ids, at least one each; their lengths may differ.
@@ -102,10 +104,10 @@ def generate(
     outs = []
     for first in range(0, max_new_tokens, options["steps"]):
         cache, logits, done, out = _continue(model, cache, logits, done, keys, first, stop, *numbers, **options)
-        outs.append(np.asarray(out))
+        outs.append(parallel.to_host(out))
         if on_token is not None:
             on_token([None if token < 0 else int(token) for token in outs[-1][:, 0]])
-            if np.all(done):
+            if np.all(parallel.to_host(done)):
                 break
     return [[int(token) for token in row if token >= 0] for row in np.concatenate(outs, 1)]
 

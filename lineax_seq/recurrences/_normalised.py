@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..monoid import Monoid
+from ..monoid import Monoid, long_sum
 from ..recurrence import Recurrence
 from ..typing import Inputs
 from . import _decay, _scalar
@@ -42,7 +42,13 @@ def _add(earlier, later):
     return jax.tree.map(jnp.add, earlier, later)
 
 
-ADDITIVE = Monoid(_add, _add, lambda state: jax.tree.map(jnp.zeros_like, state))
+ADDITIVE = Monoid(
+    _add,
+    _add,
+    lambda state: jax.tree.map(jnp.zeros_like, state),
+    total=lambda tokens, state, start: state,
+    adjoint=lambda summary, cotangent: cotangent,
+)
 """Summaries that are added to the state, whatever its tree."""
 
 
@@ -123,7 +129,12 @@ def _nothing_weighted(state) -> Weighted:
     return Weighted(jnp.zeros_like(m), jnp.full_like(m, EMPTY), jnp.zeros_like(C), jnp.zeros_like(n))
 
 
-WEIGHTED = Monoid(_combine_weighted, _add_weighted, _nothing_weighted)
+WEIGHTED = Monoid(
+    _combine_weighted,
+    _add_weighted,
+    _nothing_weighted,
+    total=lambda tokens, state, start: Weighted(long_sum(tokens.log_decay), state[2], state[0], state[1]),
+)
 
 
 def _bounded_quotient(numerator: jax.Array, denominator: jax.Array, m: jax.Array) -> jax.Array:

@@ -225,6 +225,7 @@ lightnet = Operator(
     about=__doc__,
     zero_is_identity=False,  # k = 0 is a key like any other
     bidirectional=_bidirectional,
+    order_free=True,
     state="(z [B, HV, K], S [B, HV, K, V])",
 )
 

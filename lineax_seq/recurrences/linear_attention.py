@@ -17,5 +17,6 @@ linear_attention = Operator(
     arguments={"q": QUERIES, "k": KEYS, "v": VALUES},
     about=__doc__,
     bidirectional=undecayed,
+    order_free=True,
     takes_blocks=True,
 )

@@ -40,6 +40,7 @@ normalized_linear_attention = Operator(
     about=__doc__,
     scaled=False,
     bidirectional=_bidirectional,
+    order_free=True,
     takes_blocks=True,
     state="(S [B, HV, K, V], z [B, HV, K])",
 )

@@ -13,13 +13,15 @@ from ._bidirectional import both_ways
 from ._scalar import SCALAR_DECAY
 
 
-def log_decays(heads: int, dtype=jnp.float32) -> jax.Array:
-    """`[heads]`: log(1 - 2^(-5-h))."""
-    return jnp.log1p(-(2.0 ** (-5.0 - jnp.arange(heads, dtype=dtype))))
+def log_decays(heads: int, dtype=jnp.float32, first: jax.Array | int = 0) -> jax.Array:
+    """`[heads]`: log(1 - 2^(-5-h)) for h = first..first+heads-1."""
+    return jnp.log1p(-(2.0 ** (-5.0 - first - jnp.arange(heads, dtype=dtype))))
 
 
 def _lower(xs: dict) -> dict:
-    g = log_decays(xs["v"].shape[2], compute_dtype(xs))
+    xs = dict(xs)
+    first = xs.pop("first_head")
+    g = log_decays(xs["v"].shape[2], compute_dtype(xs), first)
     return {**xs, "g": jnp.broadcast_to(g, xs["v"].shape[:3])}
 
 
@@ -30,6 +32,7 @@ retention = Operator(
     arguments={"q": QUERIES, "k": KEYS, "v": VALUES},
     about=__doc__,
     lower=_lower,
+    numbers_heads=True,
     bidirectional=both_ways(SCALAR_DECAY),
     takes_blocks=True,
 )

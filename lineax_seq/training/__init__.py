@@ -10,6 +10,7 @@
 from ._checkpoint import Checkpoints as Checkpoints, load_params as load_params
 from ._config import (
     DataConfig as DataConfig,
+    DistributedConfig as DistributedConfig,
     LanguageModelConfig as LanguageModelConfig,
     TrainingConfig as TrainingConfig,
 )
@@ -32,6 +33,7 @@ from ._optimizer import (
     parameter_kinds as parameter_kinds,
     weight_decay_mask as weight_decay_mask,
 )
+from ._placement import Placement as Placement
 from ._report import comparison_table as comparison_table, plot_loss as plot_loss
 from ._run_directory import RunDirectory as RunDirectory, load_run as load_run, open_run as open_run
 from ._step import (

@@ -1,19 +1,42 @@
-"""Checkpoints: parameters, optimizer state, step, random key and data iterator in one atomic directory per step.
+"""Checkpoints: parameters, optimizer state, step, random key and data position in one atomic directory per step.
 
 Orbax writes a step under a temporary name and renames it when every file is there, so a run killed at any moment
 leaves whole checkpoints only. Saving is asynchronous: the arrays are copied before `save` returns, the disk is
-written while training goes on.
+written while training goes on. Every process of a job calls every function here. What they wrote, any number of
+processes reads, over any mesh.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from .. import parallel
 from ._step import TrainState
 
 PyTree = Any
+
+
+class _Position:
+    """Where a Grain iterator stands, as Orbax saves and loads it: the number of batches, the same on every process."""
+
+    def __init__(self, iterator: Any):
+        self._iterator = iterator
+
+    async def save(self, directory):
+        return self._write(directory, json.dumps(self._iterator.get_state()))
+
+    async def _write(self, directory, state: str) -> None:
+        if parallel.is_main():
+            (await directory.await_creation() / "position.json").write_text(state)
+
+    async def load(self, directory):
+        return self._read(directory)
+
+    async def _read(self, directory) -> None:
+        self._iterator.set_state(json.loads((directory / "position.json").read_text()))
 
 
 class Checkpoints:
@@ -59,7 +82,7 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, iterator: Any) -> None:
         """Start saving `state` and the position of the Grain `iterator` as checkpoint `step`."""
         rest = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
-        items = {"params": state.params, "rest": rest, "data": iterator}
+        items = {"params": state.params, "rest": rest, "data": _Position(iterator)}
         self._checkpointer.save_checkpointables_async(step, items, force=True)
 
     def restore(self, like: TrainState, iterator: Any, step: int | None = None) -> TrainState:
@@ -68,7 +91,7 @@ class Checkpoints:
         `like` gives tree, shapes, dtypes and shardings; its values are not read.
         """
         rest = {"step": like.step, "opt_state": like.opt_state, "rng": like.rng}
-        items = {"params": abstract(like.params), "rest": abstract(rest), "data": iterator}
+        items = {"params": abstract(like.params), "rest": abstract(rest), "data": _Position(iterator)}
         found = self._checkpointer.load_checkpointables(step, items)
         return TrainState(params=found["params"], **found["rest"])
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from .. import parallel
 from ..models import DecoderConfig
 from ._optimizer import OptimizerConfig
 from ._run_directory import Resume
@@ -90,6 +91,20 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class DistributedConfig:
+    """How the processes of a job find each other; a cluster that JAX recognises needs none of this."""
+
+    coordinator: str | None = None
+    """HOST:PORT of the first process; None: JAX_COORDINATOR_ADDRESS, if set."""
+    processes: int | None = None
+    """How many processes form the job; None: JAX_NUM_PROCESSES, if set."""
+    process_id: int | None = None
+    """Which of them this is, from 0; None: JAX_PROCESS_ID, if set."""
+    detect: Literal["auto", "always", "never"] = "auto"
+    """Ask the cluster: auto where SLURM, Kubernetes or a TPU pod shows itself, always: any that JAX knows; or never."""
+
+
+@dataclass(frozen=True)
 class LanguageModelConfig:
     """A run that trains a decoder on text."""
 
@@ -97,14 +112,34 @@ class LanguageModelConfig:
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
+    mesh: str | None = None
+    """Sizes of the axes data, fsdp, tensor, seq, such as data=2,seq=4, for that many devices; None: one device."""
+    distributed: DistributedConfig = DistributedConfig()
     run_dir: str | None = None
     """Folder of the run; None: runs/DATA-PATTERN-LAYER."""
     resume: Resume = "auto"
     """auto: continue the run in run_dir if it has this configuration. must: there is one. never: there is none."""
 
+    def __post_init__(self):
+        if self.mesh is None:
+            return
+        sizes = parallel.parse_mesh(self.mesh)
+        rows, training = sizes["data"] * sizes["fsdp"], self.training
+        if training.batch_size % (rows * training.microbatches):
+            raise ValueError(
+                f"mesh: {self.mesh} wants batches of a multiple of {rows} row shards x {training.microbatches} "
+                f"microbatches, batch_size is {training.batch_size}; the next one that fits is "
+                f"{-(-training.batch_size // (rows * training.microbatches)) * rows * training.microbatches}"
+            )
+        if self.data.context % sizes["seq"]:
+            raise ValueError(
+                f"mesh: {self.mesh} splits rows over {sizes['seq']} devices, context is {self.data.context}; the next "
+                f"one that fits is {-(-self.data.context // sizes['seq']) * sizes['seq']}"
+            )
+
 
 # What may change between the start of a run and its continuation: none of it touches the parameters.
-MAY_DIFFER = frozenset({"run_dir", "resume", "data.cache_dir"}) | frozenset(
+MAY_DIFFER = frozenset({"run_dir", "resume", "data.cache_dir", "mesh", "distributed"}) | frozenset(
     f"training.{name}"
     for name in (
         *("eval_every", "eval_rows", "checkpoint_every", "keep_checkpoints", "log_every", "profile_steps"),

@@ -22,16 +22,19 @@ def init_params(config: DecoderConfig, seed: int) -> PyTree:
     return nnx.to_pure_dict(nnx.split(Decoder(config, rngs=nnx.Rngs(seed)))[1])
 
 
-def decoder_loss(graphdef: nnx.GraphDef, *, segments: bool, chunk_size: int | None) -> LossFunction:
+def decoder_loss(
+    graphdef: nnx.GraphDef, *, segments: bool, chunk_size: int | None, axis_name: str | None = None
+) -> LossFunction:
     """The loss function of a `Decoder`, split into `graphdef` and pure-dict parameters.
 
-    `segments=False` leaves out segment ids and positions: each row is then one text.
+    `segments=False` leaves out segment ids and positions: each row is then one text. `axis_name` as in `Decoder.loss`.
     """
 
     def loss(params, batch, rng):
         model = nnx.merge(graphdef, params)
-        given = {name: batch[name] for name in ("segment_ids", "positions")} if segments else {}
-        return model.loss(batch["inputs"], batch["targets"], batch["loss_weights"], chunk_size=chunk_size, **given)
+        given: dict[str, Any] = {name: batch[name] for name in ("segment_ids", "positions")} if segments else {}
+        given |= dict(chunk_size=chunk_size, axis_name=axis_name)
+        return model.loss(batch["inputs"], batch["targets"], batch["loss_weights"], **given)
 
     return loss
 

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from .. import parallel
 from ..data import compression_bits_per_byte, eval_batches, train_iterator
 from ..models import Decoder, generate
 from ._checkpoint import Checkpoints, latest_step
@@ -27,9 +28,10 @@ from ._evaluate import Evaluator, spread
 from ._loop import Profile, seconds_per_step, train
 from ._metrics import RunLog
 from ._optimizer import learning_rate_schedule, make_optimizer
+from ._placement import Placement
 from ._report import plot_loss
 from ._run_directory import open_run, write_atomically
-from ._step import TrainState, init_state, make_train_step
+from ._step import TrainState, make_train_step
 from ._text import heldout_texts, open_corpus, rows
 
 PyTree = Any
@@ -53,7 +55,8 @@ class Result:
 class LanguageModelRun:
     """A run in its directory, ready to train from the start or from its newest checkpoint.
 
-    `begin` is the `time.monotonic()` from which `max_seconds` counts; None: now.
+    `begin` is the `time.monotonic()` from which `max_seconds` counts; None: now. Over several processes, each makes
+    one with the same configuration, after `parallel.initialize`.
 
     Raises:
       ValueError: a configuration that does not fit the text, the model, the time or the run directory. A new run
@@ -64,30 +67,58 @@ class LanguageModelRun:
         self._begin = time.monotonic() if begin is None else begin
         self.config = config
         self.stopped_by: signal.Signals | None = None
-        corpus = open_corpus(config)
+        mesh = None if config.mesh is None else parallel.make_mesh(config.mesh)
+        with parallel.main_first():
+            corpus = open_corpus(config)
         self._rows = rows(corpus.train, config.data)
         self._heldout_rows = rows(corpus.heldout, config.data)
         self._corpus, self.tokenizer = corpus, corpus.tokenizer
         graphdef, params = nnx.split(nnx.eval_shape(lambda: Decoder(config.model, rngs=nnx.Rngs(0))))
         self.parameters = sum(x.size for x in jax.tree.leaves(params))
 
-        loss = decoder_loss(graphdef, segments=config.data.rows != "windows", chunk_size=config.training.loss_chunk)
+        training, length = config.training, config.data.context
+        batch, shards = min(training.batch_size // training.microbatches, training.eval_rows), parallel.row_shards(mesh)
+        batch = -(-batch // shards) * shards
         self._optimizer = make_optimizer(config.optimizer)
-        self._step = make_train_step(loss, self._optimizer, microbatches=config.training.microbatches)
-        self._evaluate = Evaluator(loss, bytes_per_target=corpus.heldout.num_bytes / self._heldout_rows.num_targets)
-        batch = min(config.training.batch_size // config.training.microbatches, config.training.eval_rows)
-        self._heldout = eval_batches(self._heldout_rows, batch)
-        self._some_heldout = spread(self._heldout, math.ceil(config.training.eval_rows / batch))
+        self._placement = placement = Placement(
+            mesh, nnx.to_pure_dict(params), self._optimizer, batches=(training.batch_size, batch), length=length
+        )
+        loss = placement.loss(
+            decoder_loss(
+                graphdef,
+                segments=config.data.rows != "windows",
+                chunk_size=training.loss_chunk,
+                axis_name=placement.time_axis,
+            )
+        )
+        self._step = make_train_step(
+            loss, self._optimizer, microbatches=training.microbatches, shardings=placement.shardings
+        )
+        self._evaluate = Evaluator(
+            loss,
+            bytes_per_target=corpus.heldout.num_bytes / self._heldout_rows.num_targets,
+            place=placement.batch,
+        )
+        self._heldout = eval_batches(self._heldout_rows, **placement.reading(batch))
+        self._some_heldout = spread(self._heldout, math.ceil(training.eval_rows / batch))
 
         directory = config.run_dir or default_run_directory(config)
-        self.run = open_run(directory, config, resolve=self._resolve, resume=config.resume, may_differ=MAY_DIFFER)
+        self.run = open_run(
+            directory,
+            config,
+            resolve=lambda: parallel.broadcast(self._resolve()),
+            resume=config.resume,
+            may_differ=MAY_DIFFER,
+            writes=parallel.is_main(),
+        )
         if self.run.resolved["text"] != self._text():
             raise ValueError(
                 f"{self.run.path}: the text under {config.data.path!r} has changed since this run began; bring it "
                 "back to continue, or choose another run directory"
             )
         self.run.resolve()
-        self.tokenizer.save(self.run.path / "tokenizer.json")
+        if parallel.is_main():
+            self.tokenizer.save(self.run.path / "tokenizer.json")
         self._profile = None
         if config.training.profile_steps is not None:
             start, steps = latest_step(self.run.checkpoints) or 0, self.run.resolved["steps"]
@@ -102,7 +133,7 @@ class LanguageModelRun:
         """
         training, seed, steps = self.config.training, self.run.resolved["seed"], self.run.resolved["steps"]
         state = self._new_state(seed)
-        batches = train_iterator(self._rows, batch_size=training.batch_size, seed=seed)
+        batches = train_iterator(self._rows, seed=seed, **self._placement.reading(training.batch_size))
         with Checkpoints(
             self.run.checkpoints, every=training.checkpoint_every, keep=training.keep_checkpoints
         ) as checkpoints:
@@ -111,7 +142,8 @@ class LanguageModelRun:
             start = int(state.step)
             if start == steps and (found := self.run.path / "results.json").exists():
                 return Result(**json.loads(found.read_text(encoding="utf-8")))
-            with RunLog(self.run.path, steps=steps, start=start, log_every=training.log_every) as log:
+            shown = dict(log_every=training.log_every, enabled=parallel.is_main())
+            with RunLog(self.run.path, steps=steps, start=start, **shown) as log:
                 log.note(self._introduction(start, steps))
                 state, self.stopped_by = train(
                     state,
@@ -123,20 +155,25 @@ class LanguageModelRun:
                     evaluate=lambda params: self._evaluate(params, self._some_heldout),
                     eval_every=training.eval_every,
                     profile=self._profile,
+                    place=self._placement.batch,
                 )
                 if self.stopped_by is not None:
                     return None
                 return self._report(state.params, steps, log)
 
     def _report(self, params, steps: int, log: RunLog) -> Result:
-        """Evaluate on all held-out text, compress it, draw samples, plot, and write results.json last."""
+        """Evaluate on all held-out text, draw samples, compress it, plot, and write results.json last."""
         log.note(f"evaluating on all {self._corpus.heldout.num_bytes:,} bytes of held-out text")
         found = self._evaluate(params, self._heldout)
         log.record(steps, found)
-        compressors = compression_bits_per_byte(heldout_texts(self.config.data))
-        plot_loss(self.run.path, compressors)
         graphdef, _ = nnx.split(nnx.eval_shape(lambda: Decoder(self.config.model, rngs=nnx.Rngs(0))))
         samples = self._samples(nnx.merge(graphdef, params))
+        result = self._written(samples, steps, found, log) if parallel.is_main() else None
+        return Result(**parallel.broadcast(result and dataclasses.asdict(result)))
+
+    def _written(self, samples: str, steps: int, found: dict[str, float], log: RunLog) -> Result:
+        compressors = compression_bits_per_byte(heldout_texts(self.config.data))
+        plot_loss(self.run.path, compressors)
         if samples:
             write_atomically(self.run.path / "samples.txt", samples)
             log.note(samples)
@@ -174,7 +211,7 @@ class LanguageModelRun:
         )
 
     def _new_state(self, seed: int) -> TrainState:
-        return init_state(init_params(self.config.model, seed), self._optimizer, seed)
+        return self._placement.new_state(init_params(self.config.model, seed), self._optimizer, seed)
 
     def _text(self) -> dict[str, Any]:
         return {name: self._corpus.recipe[name] for name in ("source", "heldout_source")}
@@ -191,7 +228,8 @@ class LanguageModelRun:
     def _steps_in_time(self, max_seconds: float) -> int:
         """The steps asked for, or as many as `max_seconds` leaves time for."""
         training, state = self.config.training, self._new_state(0)
-        step_seconds = seconds_per_step(self._step, state, eval_batches(self._rows, training.batch_size)[0])
+        batch = eval_batches(self._rows, **self._placement.reading(training.batch_size))[0]
+        step_seconds = seconds_per_step(self._step, state, self._placement.batch(batch))
         self._evaluate(state.params, self._some_heldout[:1])  # compiles
         begin = time.monotonic()
         self._evaluate(state.params, self._some_heldout[:1])

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import parallel
 from ._checkpoint import Checkpoints
 from ._metrics import RunLog
 from ._step import Batch, TrainState, TrainStep, state_leaf_names
@@ -128,7 +129,8 @@ def train(
 
     `state` is donated. `batches` is a Grain iterator when there are checkpoints, which hold its position. `place` puts
     a host batch on the devices. `evaluate(params)` runs every `eval_every` steps but the last; what it returns is
-    logged. On SIGTERM or SIGINT the current step is finished and saved.
+    logged. On SIGTERM or SIGINT the current step is finished and saved; of several processes, all stop together at the
+    step after the first to get the signal.
 
     Raises:
       NonFiniteError: the loss, a gradient norm or a parameter norm is not finite.
@@ -154,7 +156,8 @@ def train(
         log.step(step, values | {"learning_rate": float(learning_rates[step - 1])})
 
     with contextlib.ExitStack() as stack:
-        request = stack.enter_context(stop_on_signal())
+        request, agree = stack.enter_context(stop_on_signal()), parallel.Agreement()
+        stopped_by = 0
         if profile is not None:
             stack.callback(profile.stop)
         for step in range(start + 1, steps + 1):
@@ -173,7 +176,8 @@ def train(
             if profile is not None:
                 profile.after(step, state)
 
-            stopping = request.received is not None
+            stopped_by = agree(request.received or 0)
+            stopping = stopped_by != 0
             if evaluate is not None and eval_every and step % eval_every == 0 and step < steps and not stopping:
                 fetch()
                 found = evaluate(state.params)
@@ -187,7 +191,8 @@ def train(
             if stopping:
                 break
         fetch()
-    return state, request.received
+        stopped_by = stopped_by or agree(request.received or 0, wait=True)  # while the last step was being saved
+    return state, signal.Signals(stopped_by) if stopped_by else None
 
 
 def seconds_per_step(train_step: TrainStep, state: TrainState, batch: Batch, *, repeats: int = 3) -> float:

@@ -97,11 +97,15 @@ def differences(old: Any, new: Any, ignore: frozenset[str] = frozenset(), prefix
 
 @dataclass
 class RunDirectory:
-    """An opened run folder; `resolved` holds what the run settled (`seed`, `steps`, ...) and survives a restart."""
+    """An opened run folder; `resolved` holds what the run settled (`seed`, `steps`, ...) and survives a restart.
+
+    `writes=False` (all processes but the first) leaves the disk alone.
+    """
 
     path: Path
     config: Any
     resolved: dict[str, Any] = field(default_factory=dict)
+    writes: bool = True
 
     @property
     def checkpoints(self) -> Path:
@@ -110,6 +114,8 @@ class RunDirectory:
     def resolve(self, **values: Any) -> None:
         """Add to `resolved` and write config.json."""
         self.resolved.update(values)
+        if not self.writes:
+            return
         record = {
             "config": to_json(self.config),
             "resolved": self.resolved,
@@ -148,12 +154,13 @@ def open_run(
     resolve: Callable[[], dict[str, Any]] = dict,
     resume: Resume = "auto",
     may_differ: frozenset[str] = frozenset(),
+    writes: bool = True,
 ) -> RunDirectory:
     """Start a run in `path`, or take up the one that is there.
 
     auto continues a run whose configuration equals `config` but for the fields `may_differ`; must wants such a run to
     be there; never wants none to be. `resolve()` gives the first `resolved` values of a new run; nothing is written
-    before it returns.
+    before it returns. Of several processes one `writes`; their `resolve()` returns when all have come that far.
 
     Raises:
       ValueError: whatever `resolve` refuses; or the folder holds another run (every differing field is told), a run
@@ -173,16 +180,17 @@ def open_run(
                 + "\nTo continue that run, give it the same values; to start this one, choose another run directory "
                 "or delete that one"
             )
-        run.config = config
+        run.config, run.writes = config, writes
         return run
     if resume == "must":
         raise ValueError(f"open_run: {path} holds no run to resume; check the run directory, or use resume=auto")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"open_run: {path} exists and is not a run; choose an empty or new directory")
     to_json(config)  # refuses what it must before the folder is made
-    run = RunDirectory(path, config, resolve())
-    path.mkdir(parents=True, exist_ok=True)
-    run.resolve()
+    run = RunDirectory(path, config, resolve(), writes)
+    if writes:
+        path.mkdir(parents=True, exist_ok=True)
+        run.resolve()
     return run
 
 

@@ -49,19 +49,28 @@ def state_leaf_names(params: PyTree) -> list[str]:
 
 
 def split_batch(batch: Batch, microbatches: int) -> Batch:
-    """[B, ...] -> [microbatches, B / microbatches, ...] for every array of the batch."""
+    """[B, ...] -> [microbatches, B / microbatches, ...] for every array of the batch.
+
+    Microbatch m takes the rows m, m + microbatches, ...: of rows that are split over devices, each has its share.
+    """
     for name, x in batch.items():
         if x.shape[0] % microbatches:
             raise ValueError(
                 f"train step: {name!r} has {x.shape[0]} rows, which do not divide into {microbatches} microbatches; "
                 "choose a batch size that is a multiple of the accumulation steps"
             )
-    return {name: x.reshape(microbatches, x.shape[0] // microbatches, *x.shape[1:]) for name, x in batch.items()}
+    return {name: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()}
 
 
-def _gradient(loss_function: LossFunction, params: PyTree, batch: Batch, rng: jax.Array, microbatches: int):
+def _gradient(
+    loss_function: LossFunction, params: PyTree, batch: Batch, rng: jax.Array, microbatches: int, shardings: PyTree
+):
     """(sum of nll, sum of weights, gradient of the sum of nll); the accumulators are float32."""
-    value_and_grad = jax.value_and_grad(loss_function, has_aux=True)
+
+    def value_and_grad(params, batch, rng):
+        sums, grads = jax.value_and_grad(loss_function, has_aux=True)(params, batch, rng)
+        return sums, grads if shardings is None else jax.lax.with_sharding_constraint(grads, shardings)
+
     if microbatches == 1:
         (nll, weight), grads = value_and_grad(params, batch, rng)
         return nll, weight, grads
@@ -82,12 +91,16 @@ def _squares(tree: PyTree) -> jax.Array:
 
 
 def make_train_step(
-    loss_function: LossFunction, optimizer: optax.GradientTransformation, *, microbatches: int = 1
+    loss_function: LossFunction,
+    optimizer: optax.GradientTransformation,
+    *,
+    microbatches: int = 1,
+    shardings: TrainState | None = None,
 ) -> TrainStep:
     """Jitted `(state, batch, learning_rate) -> (state, metrics)`; the given state is donated.
 
     `optimizer` yields updates for learning rate 1 (`make_optimizer`); they are multiplied by `learning_rate`, so one
-    compilation serves every schedule and every number of steps.
+    compilation serves every schedule and every number of steps. `shardings` is the state's over a mesh, or None.
 
     Metrics (device scalars, float32): `loss` (nats per token), `tokens` (sum of weights), `grad_norm` (before
     clipping), `update_norm`, `param_norm` (after the update), and `nonfinite`, bool flags in the order of
@@ -98,7 +111,8 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, learning_rate) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = jax.random.fold_in(state.rng, state.step)
-        nll, weight, grads = _gradient(loss_function, state.params, batch, rng, microbatches)
+        along = None if shardings is None else shardings.params
+        nll, weight, grads = _gradient(loss_function, state.params, batch, rng, microbatches, along)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: (learning_rate * u).astype(u.dtype), updates)
@@ -116,4 +130,7 @@ def make_train_step(
         }
         return TrainState(state.step + 1, params, opt_state, state.rng), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    if shardings is None:
+        return jax.jit(train_step, donate_argnums=0)
+    everywhere = shardings.step  # a scalar's
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, everywhere))

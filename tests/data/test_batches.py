@@ -59,6 +59,18 @@ def same(a, b):
         np.testing.assert_array_equal(a[key], b[key])
 
 
+def test_columns_are_a_stretch_of_every_row(source):
+    """Two processes that share rows, each with its half of them, as of a row whose time is split over devices."""
+    halves = slice(0, LENGTH // 2), slice(LENGTH // 2, LENGTH)
+    batches = [train_iterator(source, batch_size=3, seed=5, columns=columns) for columns in (None, *halves)]
+    for _ in range(3):
+        whole, left, right = (next(iterator) for iterator in batches)
+        same({key: np.concatenate([left[key], right[key]], 1) for key in whole}, whole)
+    assert len({json.dumps(iterator.get_state()) for iterator in batches}) == 1
+    whole, left, right = (eval_batches(source, 2, columns=columns) for columns in (None, *halves))
+    same({key: np.concatenate([left[-1][key], right[-1][key]], 1) for key in whole[-1]}, whole[-1])
+
+
 @pytest.mark.parametrize("process_count", [1, 2])
 def test_resume_is_exact_at_fifty_points(source, process_count):
     options = {"batch_size": 3, "seed": 5, "process_index": process_count - 1, "process_count": process_count}

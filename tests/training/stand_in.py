@@ -70,11 +70,11 @@ class Hooked:
         self.asked += 1
         return self.hook(self.asked) or next(self.iterator)
 
-    async def save(self, directory):
-        return await self.iterator.save(directory)
+    def get_state(self):
+        return self.iterator.get_state()
 
-    async def load(self, directory):
-        return await self.iterator.load(directory)
+    def set_state(self, state):
+        self.iterator.set_state(state)
 
 
 OPTIMIZER = OptimizerConfig(learning_rate=0.05, warmup=0.1)

@@ -1,0 +1,68 @@
+"""What a strategy costs: rounds of messages and bytes, on links of a stated latency and bandwidth.
+
+With S the bytes of the state and T those of the transition that go with it, on P devices, one direction:
+
+    strategy    rounds         bytes in turn                   note
+    all_gather  1              (P-1) (S + T)                   the only one that other work can hide
+    ring        P-1            (P-1) S                         a device waits for all before it
+    tree        ceil(log2 P)   ceil(log2 P) (S + T)
+    all_scan    P+M-2          (P+M-2) S / M                   M blocks of columns; T stays
+
+All but the all-gather send the last state back to everyone, an all-reduce of S: 2 S bytes in one more round.
+"""
+
+import dataclasses
+import math
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """What a message costs between neighbours.
+
+    Attributes:
+        latency: seconds until the first byte, the start of the collective included.
+        bandwidth: bytes per second in one direction.
+    """
+
+    latency: float = 2e-6
+    bandwidth: float = 50e9
+
+
+def message_rounds(strategy: str, devices: int, state_bytes: int, transition_bytes: int, blocks: int = 1):
+    """`(rounds, bytes)` that pass one after the other, without the final state's way back."""
+    doubling = math.ceil(math.log2(devices)) if devices > 1 else 0
+    both = state_bytes + transition_bytes
+    return {
+        "all_gather": (min(devices - 1, 1), (devices - 1) * both),
+        "ring": (devices - 1, (devices - 1) * state_bytes),
+        "tree": (doubling, doubling * both),
+        "all_scan": (devices + blocks - 2, (devices + blocks - 2) * state_bytes / blocks),
+    }[strategy]
+
+
+def predicted_seconds(
+    strategy: str, devices: int, state_bytes: int, transition_bytes: int, blocks: int = 1, link: Link | None = None
+) -> float:
+    """Time of one exchange that nothing hides."""
+    link = link or Link()
+    rounds, volume = message_rounds(strategy, devices, state_bytes, transition_bytes, blocks)
+    if strategy != "all_gather" and devices > 1:
+        rounds, volume = rounds + 1, volume + 2 * state_bytes
+    return rounds * link.latency + volume / link.bandwidth
+
+
+def blocks(devices: int, state_bytes: int, columns: int, link: Link | None = None) -> int:
+    """M for `all_scan`: the divisor of `columns` nearest below the one that minimises its time, at least 2 if any.
+
+    (P-2+M)(latency + S/(M bandwidth)) is least at M = sqrt((P-2) S / (latency bandwidth)).
+    """
+    link = link or Link()
+    best = max(2.0, math.sqrt(max(devices - 2, 0) * state_bytes / (link.latency * link.bandwidth)))
+    return max(d for d in range(1, columns + 1) if columns % d == 0 and (d <= best or d == 1))
+
+
+def cheapest(devices: int, state_bytes: int, transition_bytes: int, columns: int, link: Link | None = None) -> str:
+    """The strategy that `strategy=None` takes."""
+    pieces = blocks(devices, state_bytes, columns, link)
+    cost = lambda s: predicted_seconds(s, devices, state_bytes, transition_bytes, pieces, link)  # noqa: E731
+    return min(("all_gather", "tree", "all_scan", "ring"), key=cost)

@@ -1,0 +1,182 @@
+"""What enters each device: the exclusive prefix of the devices' summaries, applied to the state before the first one.
+
+Every strategy takes a monoid mapped over `lead` leading axes (batch, heads), this device's summary, and the state that
+enters the axis, the same on all its devices. Each gives the state that enters this device and the one that leaves the
+axis. Run with `reverse` on adjoint summaries it is the backward pass: the cotangents that leave this device's stretch,
+and the one of the initial state. All leaves travel in one buffer; nothing here is meant to be differentiated.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..monoid import Monoid
+from ..typing import State, Summary
+from .cost import blocks as pipeline_blocks
+
+
+class Axis(NamedTuple):
+    """A mesh axis walked in time order: from the left, or in the backward pass from the right."""
+
+    name: str
+    reverse: bool = False
+
+    @property
+    def size(self) -> int:
+        return lax.axis_size(self.name)
+
+    @property
+    def index(self) -> jax.Array:
+        index = lax.axis_index(self.name)
+        return self.size - 1 - index if self.reverse else index
+
+    def send(self, tree, pairs: list[tuple[int, int]], lead: int):
+        """One `ppermute` between places in time order; who is sent nothing gets zeros."""
+        place = lambda i: self.size - 1 - i if self.reverse else i  # noqa: E731
+        packed, unpack = pack(tree, lead)
+        return unpack(lax.ppermute(packed, self.name, [(place(i), place(j)) for i, j in pairs]))
+
+    def from_last(self, tree, lead: int):
+        """The last place's values, on every device and known to be the same there."""
+        packed, unpack = pack(tree, lead)
+        return unpack(lax.psum(jnp.where(self.index == self.size - 1, packed, 0), self.name))
+
+
+def pack(tree, lead: int) -> tuple[jax.Array, Callable]:
+    """All leaves as one array `[*lead, features]` in their widest float dtype, and the way back (also from
+    `[P, *lead, features]`). The leading axes stay, so that a mesh axis may shard them."""
+    leaves, structure = jax.tree.flatten(tree)
+    dtype = jnp.result_type(*(x.dtype for x in leaves if x.dtype != bool))
+    flat = [x.reshape(*x.shape[:lead], -1).astype(dtype) for x in leaves]
+    ends = [0]
+    for x in flat:
+        ends.append(ends[-1] + x.shape[-1])
+
+    def unpack(packed: jax.Array):
+        outer = packed.shape[: packed.ndim - 1 - lead]
+        parts = [packed[..., i:j] for i, j in zip(ends, ends[1:], strict=False)]
+        back = lambda part, x: part > 0.5 if x.dtype == bool else part.astype(x.dtype)  # noqa: E731
+        parts = [back(part, x).reshape(*outer, *x.shape) for part, x in zip(parts, leaves, strict=True)]
+        return jax.tree.unflatten(structure, parts)
+
+    return jnp.concatenate(flat, axis=-1), unpack
+
+
+def choose(condition: jax.Array, new, old):
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
+
+
+def all_gather(monoid: Monoid, summary: Summary, state: State, axis: Axis, lead: int) -> tuple[State, State]:
+    """LASP-2: one all-gather of the summaries, then every device folds the earlier ones into the state itself.
+
+    Source: Sun et al. 2025, arXiv:2502.07563, algorithm 2.
+    """
+    packed, unpack = pack(summary, lead)
+    gathered = unpack(lax.all_gather(packed, axis.name, to="invarying"))
+    if axis.reverse:
+        gathered = jax.tree.map(lambda x: x[::-1], gathered)
+    index = axis.index
+
+    def body(carry, one):
+        entering, state = carry
+        place, summary = one
+        state = monoid.apply(summary, state)
+        return (choose(place < index, state, entering), state), None
+
+    start = (choose(index >= 0, state, state), state)  # the first one differs between devices from here on
+    (entering, final), _ = lax.scan(body, start, (jnp.arange(axis.size), gathered), unroll=min(axis.size, 8))
+    return entering, final
+
+
+def ring(monoid: Monoid, summary: Summary, state: State, axis: Axis, lead: int) -> tuple[State, State]:
+    """LASP-1: the state goes from device to device in P-1 hops; each waits for the one before it.
+
+    Source: Sun et al. 2024, arXiv:2404.02882, algorithm 2.
+    """
+    index = axis.index
+    entering = choose(index >= 0, state, state)
+    for hop in range(1, axis.size):
+        sent = axis.send(monoid.apply(summary, entering), [(hop - 1, hop)], lead)
+        entering = choose(index == hop, sent, entering)
+    return entering, axis.from_last(monoid.apply(summary, entering), lead)
+
+
+def tree(monoid: Monoid, summary: Summary, state: State, axis: Axis, lead: int) -> tuple[State, State]:
+    """A prefix by doubling: ceil(log2 P) exchanges of summaries.
+
+    Source: Hillis & Steele 1986, "Data parallel algorithms", the parallel prefix; exclusive and inclusive side by side.
+    """
+    size, index = axis.size, axis.index
+    before = upto = summary  # of a window that ends before this device, and with it
+    distance = 1
+    while distance < size:
+        sent = axis.send(upto, [(i, i + distance) for i in range(size - distance)], lead)
+        there = index >= distance
+        before = choose(there, sent if distance == 1 else monoid.combine(sent, before), before)
+        upto = choose(there, monoid.combine(sent, upto), upto)
+        distance *= 2
+    return (
+        choose(index > 0, monoid.apply(before, state), state),
+        axis.from_last(monoid.apply(upto, state), lead),
+    )
+
+
+def all_scan(
+    monoid: Monoid, summary: Summary, state: State, axis: Axis, lead: int, blocks: int | None = None
+) -> tuple[State, State]:
+    """The ring as a pipeline: the state in M blocks of columns, in P+M-2 hops of one block each.
+
+    Columns of a matrix state do not see each other, so a hop needs the device's own transition only. Where they do
+    (states of several parts), the blocks are of sequences and heads, which never do.
+
+    Source: Chou et al. 2025 (ZeCO), arXiv:2507.01004, All-Scan.
+    """
+    size, index = axis.size, axis.index
+    take, put = _splitter(monoid, state, lead)
+    available = columns(monoid, state, lead)
+    count = blocks or pipeline_blocks(size, sum(x.nbytes for x in jax.tree.leaves(state)), available)
+    width = available // count
+    buffer = choose(index >= 0, state, state)
+
+    def hop(buffer, t):
+        mine = jnp.clip(t - index, 0, count - 1) * width
+        part, rest = take(summary, buffer, mine, width)
+        sent = axis.send(monoid.apply(part, rest), [(i, i + 1) for i in range(size - 1)], lead)
+        arrived = t + 1 - index
+        first = jnp.clip(arrived, 0, count - 1) * width
+        valid = (index > 0) & (arrived >= 0) & (arrived < count)
+        old = take(summary, buffer, first, width)[1]
+        return put(buffer, choose(valid, sent, old), first), None
+
+    buffer, _ = lax.scan(hop, buffer, jnp.arange(size + count - 2))
+    return buffer, axis.from_last(monoid.apply(summary, buffer), lead)
+
+
+def columns(monoid: Monoid, state: State, lead: int) -> int:
+    """How many parts of the state there are that do not see each other, along the axis that `all_scan` splits."""
+    return jax.tree.leaves(state)[0].shape[-1 if monoid.columns else lead - 1]
+
+
+def _splitter(monoid: Monoid, state: State, lead: int) -> tuple[Callable, Callable]:
+    """`take(summary, state, first, width)` and `put(state, part, first)`: along value columns, or else along the last
+    leading axis, heads, or sequences where there are none."""
+    axes = jax.tree.map(lambda x: x.ndim - 1 if monoid.columns else lead - 1, state)
+    cut = lambda x, axis, first, width: lax.dynamic_slice_in_dim(x, first, width, axis)  # noqa: E731
+
+    def take(summary: Summary, state: State, first: jax.Array, width: int):
+        if monoid.columns is not None:
+            part = monoid.columns(summary, first, width)
+        else:
+            part = jax.tree.map(lambda x: cut(x, lead - 1, first, width), summary)
+        return part, jax.tree.map(lambda x, axis: cut(x, axis, first, width), state, axes)
+
+    def put(state: State, part: State, first: jax.Array) -> State:
+        return jax.tree.map(lambda x, y, axis: lax.dynamic_update_slice_in_dim(x, y, first, axis), state, part, axes)
+
+    return take, put
+
+
+STRATEGIES = {"all_gather": all_gather, "ring": ring, "tree": tree, "all_scan": all_scan}

@@ -1,0 +1,339 @@
+"""Sequence parallelism of any recurrence: one sequence, its time split over a mesh axis, one collective each way.
+
+Forward, on every device:
+
+    summary      what the shard's tokens do to a state: the chunk form from the zero state (a dense transition is read
+                 off the identity, carried along as K more value columns), plus the sums of its decays
+    exchange     `prefix`: the state S_p that enters the shard, and the last one
+    outputs      the chunk form from S_p
+
+Backward, with L_p the loss's gradient in S_p. The gradient W_p that the shard's own outputs send to S_p needs nobody
+else; with the summary it makes the map L_{p+1} -> L_p = T_p^T L_{p+1} + W_p, and these form a monoid too, in which the
+later shard comes first: the same exchange from right to left. Then the chunk form's own backward pass runs with L_{p+1}
+behind the shard. Summaries whose action is not affine are pulled back through `apply` at the state that entered.
+
+What the shard's tokens say without the state (scores, intra-chunk outputs) needs no one: where the chunk form's
+`prepare` stands on its own, the compiler puts it between the start of the collective and its end.
+
+Source: LASP-2, Sun et al. 2025, arXiv:2502.07563, algorithms 1-4, for every monoid in place of their sum.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from .. import checks, dispatch, forms
+from ..layout import Layout
+from ..monoid import Monoid, Segmented, segmented
+from ..operator import Call, Operator, finished, prepared, resets
+from ..recurrence import Recurrence
+from ..typing import Inputs, State, Summary
+from . import cost, prefix
+from .prefix import Axis
+
+
+def on_shard(operator: Operator, implementation: str, call: Call, first_head: jax.Array | int = 0):
+    """`(o, final state)` of this device's shard, inside `jax.shard_map`: what `axis_name=` of a recurrence means."""
+    options = call.options
+    if options["strategy"] is not None:
+        checks.one_of(operator.name, "strategy", options["strategy"], tuple(prefix.STRATEGIES))
+    if not options["causal"] and not (operator.order_free and call.segment_ids is None):
+        raise NotImplementedError(
+            f"{operator.name}: causal=False with axis_name needs a sum over one whole document; "
+            "leave segment_ids out, take a recurrence without decay, or gather T on one device."
+        )
+    if options["block_size"] is not None:
+        raise NotImplementedError(f"{operator.name}: block_size with axis_name: blocks may cross a shard's border.")
+    if options["form"] == "scan" and implementation != "xla":
+        raise NotImplementedError(f"{implementation}: the token scan has no kernel")
+    how = (options["axis_name"], options["strategy"], options["form"], options["causal"])
+    tokens = call.xs, call.segment_ids, call.state, first_head
+    return _on_shard(operator, implementation, how, call.scale, call.chunk_size, *tokens)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _on_shard(operator, implementation, how, scale, chunk_size, xs, segment_ids, state, first_head):
+    name, strategy, form, causal = how
+    axes = _varying((xs, segment_ids, state)) | _varying(lax.axis_index(name))
+    vary = functools.partial(_vary, axes=axes)
+    xs, replicated = vary(xs), axes - {name}
+    place: dict[str, Any] = {"first_head": first_head} if operator.numbers_heads else {}
+    reset, seen = _documents(operator, name, segment_ids, state, xs)
+    if operator.seen is not None:
+        place["seen"] = seen
+    fields, reset, given = prepared(operator, xs, reset, state, **place)
+    fields = vary(fields)
+    state = _vary(_zero_state(operator.recurrence, fields) if state is None else given, replicated)
+    if form == "scan":
+        run = functools.partial(forms.scan, operator.recurrence, scale)
+    elif implementation == "xla":
+        run = functools.partial(forms.chunk, operator.recurrence, scale, chunk_size)
+    else:
+        run = functools.partial(dispatch.kernel(operator.recurrence, implementation), scale, chunk_size)
+    if lax.axis_size(name) == 1:
+        final, o = run(fields, reset, vary(state))
+        final = lax.psum(final, name)
+    else:
+        final, o = _Exchange(operator.recurrence, run, name, strategy, axes).call(fields, reset, state)
+    if not causal:
+        o = _reading(operator.recurrence, scale, fields, vary(final))
+    return finished(operator, xs, (final, o))
+
+
+def _reading(recurrence: Recurrence, scale, fields: Inputs, state: State) -> jax.Array:
+    """`[B, T, HV, V]`: every token reads one state."""
+    layout, dtype = Layout(recurrence, fields), fields[recurrence.output_field].dtype
+    xs = layout.computed(fields, scale)
+    read = layout.over_heads(lambda x, state: recurrence.output(x, state, state), "xs")
+    o = jax.vmap(read, (layout.token_axes, None))(
+        layout.tokens_first(xs) | layout.parameters(xs), layout.group_state(state)
+    )
+    return jnp.moveaxis(layout.merge_heads(o, 2), 0, 1).astype(dtype)
+
+
+# ---- what the compiler knows about where values differ (nothing under `check_vma=False`)
+
+
+def _varying(tree) -> frozenset[str]:
+    """The mesh axes over which any of the leaves may differ."""
+    return frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(tree)))
+
+
+def _vary(tree, axes: frozenset[str]):
+    """The tree with every leaf free to differ over the axes: the gradient of what did not is their sum."""
+    order = tuple(sorted(axes))
+
+    def one(x):
+        missing = tuple(a for a in order if a not in _varying(x))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(one, tree)
+
+
+# ---- documents
+
+
+def _documents(operator: Operator, name: str, segment_ids, state, xs: dict):
+    """Where documents start in this shard, `[B, T]` or None, and how many tokens of its document precede it, `[B]`.
+
+    The first token's document is its left neighbour's, or not: one gather of four numbers per shard says it.
+    """
+    batch, length = xs[next(iter(operator.arguments))].shape[:2]
+    index = lax.axis_index(name)
+    seen = jnp.asarray(0 if operator.seen is None else operator.seen(state), jnp.int32)
+    if segment_ids is None:
+        return None, seen + index * length
+    ids, starts = segment_ids, resets(segment_ids)
+    last = jnp.max(jnp.where(starts, jnp.arange(length), 0), axis=1).astype(ids.dtype)
+    mine = jnp.stack([ids[:, 0], ids[:, -1], last, jnp.any(starts, axis=1).astype(ids.dtype)])
+    first, end, last, inside = jnp.moveaxis(lax.all_gather(mine, name), 1, 0)  # [P, B] each
+    border = jnp.concatenate([jnp.zeros_like(first[:1], bool), first[1:] != end[:-1]])
+    starts = starts.at[:, 0].set(border[index])
+    if operator.seen is None:
+        return starts, None
+    before = jnp.broadcast_to(seen, (batch,))
+    for p in range(lax.axis_size(name) - 1):
+        after = jnp.where(border[p] | (inside[p] > 0), length - last[p].astype(jnp.int32), before + length)
+        before = jnp.where(p < index, after, before)
+    return starts, before
+
+
+# ---- the shard's summary
+
+
+def _zero_state(recurrence: Recurrence, xs: Inputs) -> State:
+    """`[B, HV, ...]`, from shapes alone: the same on every device, and known to be."""
+    tokens = {name: (xs[name].shape[0], 1, *xs[name].shape[2:]) for name in recurrence.fields}
+    shapes = {name: tokens.get(name, x.shape) for name, x in xs.items()}
+    one = {name: jnp.zeros(shape, xs[name].dtype) for name, shape in shapes.items()}
+    return Layout(recurrence, one).zero_state(one)
+
+
+def _summary(recurrence: Recurrence, run: Callable, xs: Inputs, reset, zero: State, lead: int) -> Summary:
+    """Of all heads: leaves `[B, HV, ...]`. Of the shard's last document, where one starts inside it."""
+    layout, monoid = Layout(recurrence, xs), recurrence.monoid
+    wide, start = xs, zero
+    if monoid.probe is not None:
+        probe = _over(monoid.probe, lead)(zero)
+        more = lambda name, x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, probe.shape[-1])])  # noqa: E731
+        columns = {name for name, dims in recurrence.fields.items() if dims.split()[-1] == "V"}
+        wide = {name: more(name, x) if name in columns else x for name, x in xs.items()}
+        start = jnp.concatenate([zero, probe], axis=-1)
+    reached = run(wide, reset, start)[0]
+
+    xs = layout.computed(xs, None)
+    element = jax.vmap(layout.over_heads(recurrence.element, "x"), (layout.token_axes,))
+    tokens = layout.merge_heads(element(layout.tokens_first(xs) | layout.parameters(xs)), 2)  # [T, B, HV, ...]
+    places = jnp.zeros((layout.batch, layout.length), jnp.int32) if reset is None else reset * jnp.arange(layout.length)
+    first = jnp.max(places, axis=1)
+    if monoid.total is not None:
+        total = functools.partial(_over, monoid.total, lead, axes=(1, 0, None))(last=(1, 0, 0))
+        summary = total(tokens, reached, first)
+    else:
+        folded = lambda tokens, first: _folded(monoid, tokens, first)  # noqa: E731
+        summary = _over(folded, lead, axes=(1, None), last=(1, 0))(tokens, first)
+    if reset is None:
+        return summary
+    forget = jnp.any(reset, axis=1).reshape(-1, *(1,) * (lead - 1))
+    heads = jax.tree.leaves(zero)[0].shape[:lead]
+    return Segmented(jnp.broadcast_to(forget, heads), summary)
+
+
+def _folded(monoid: Monoid, tokens: Summary, first: jax.Array) -> Summary:
+    """The summaries of tokens first..T-1 of one head combined, one after the other."""
+
+    def body(summary, token):
+        t, one = token
+        joined = monoid.combine(summary, one)
+        return prefix.choose(t <= first, one, joined), None
+
+    start = jax.tree.map(lambda x: x[0], tokens)
+    rest = jax.tree.map(lambda x: x[1:], tokens)
+    return lax.scan(body, start, (jnp.arange(1, 1 + len(jax.tree.leaves(rest)[0])), rest))[0]
+
+
+def _over(fn: Callable, lead: int, axes: Any = 0, last: Any = None) -> Callable:
+    """`fn` over `lead` leading axes; `last` are the axes of the outermost, where it differs."""
+    for _ in range(lead - 1):
+        fn = jax.vmap(fn, axes)
+    return jax.vmap(fn, axes if last is None else last)
+
+
+def _mapped(monoid: Monoid, lead: int) -> Monoid:
+    """The monoid over batch and heads."""
+    over = functools.partial(_over, lead=lead)
+    columns = None
+    if monoid.columns is not None:
+
+        def columns(summary, first, size):
+            return over(lambda summary: monoid.columns(summary, first, size))(summary)
+
+    return Monoid(
+        over(monoid.combine),
+        over(monoid.apply),
+        over(monoid.identity),
+        adjoint=monoid.adjoint and over(monoid.adjoint),
+        columns=columns,
+    )
+
+
+# ---- the backward pass's summaries
+
+
+class _Adjoint(NamedTuple):
+    """`L -> (d apply / d state)^T L + tail`, from the end of a stretch to its start."""
+
+    summary: Summary
+    entering: State
+    tail: State
+
+
+def _adjoint_monoid(monoid: Monoid) -> Monoid:
+    """Of the maps of cotangents; `earlier` is what comes later in time."""
+    if monoid.adjoint is not None:
+        return monoid
+
+    def apply(element: _Adjoint, cotangent: State) -> State:
+        out, pull = jax.vjp(lambda state: monoid.apply(element.summary, state), element.entering)
+        cotangent = jax.tree.map(lambda d, x: _vary(d, _varying(x)), cotangent, out)
+        return jax.tree.map(jnp.add, element.tail, pull(cotangent)[0])
+
+    def combine(earlier: _Adjoint, later: _Adjoint) -> _Adjoint:
+        return _Adjoint(monoid.combine(later.summary, earlier.summary), later.entering, apply(later, earlier.tail))
+
+    def identity(state: State) -> _Adjoint:
+        return _Adjoint(monoid.identity(state), state, jax.tree.map(jnp.zeros_like, state))
+
+    return Monoid(combine, apply, identity)
+
+
+# ---- forward and backward
+
+
+class _Exchange:
+    """One call on one shard. `run(fields, reset, state) -> (final state, o)` is the form that computes it."""
+
+    def __init__(self, recurrence: Recurrence, run: Callable, name: str, strategy: str | None, axes: frozenset[str]):
+        self.recurrence, self.run, self.name, self.strategy, self.axes = recurrence, run, name, strategy, axes
+        self.lead = 2 if recurrence.has_heads else 1
+
+    def call(self, xs: Inputs, reset, state: State) -> tuple[State, jax.Array]:
+        @jax.custom_vjp
+        def exchange(xs, reset, state):
+            final, entering, _ = self._enter(xs, reset, state)
+            return final, self.run(xs, reset, entering)[1]
+
+        def forward(*primals):
+            xs, reset, state = jax.tree.map(lambda primal: primal.value, primals)
+            final, entering, kept = self._enter(xs, reset, state)
+            (_, o), pull = jax.vjp(lambda xs, state: self.run(xs, reset, state), xs, entering)
+            return (final, o), (pull, entering, kept)
+
+        exchange.defvjp(forward, self._backward, symbolic_zeros=True)
+        self.shared_state = all(self._shared(x) for x in jax.tree.leaves(state))
+        return exchange(xs, reset, state)
+
+    def _enter(self, xs: Inputs, reset, state: State):
+        """`(final state, state that enters this shard, (summary, zero state))`."""
+        zero = _vary(_zero_state(self.recurrence, xs), self.axes - {self.name})
+        summary = _summary(self.recurrence, self.run, xs, reset, _vary(zero, self.axes), self.lead)
+        entering, final = self._prefix(self._monoid(summary, zero), summary, state, reverse=False)
+        return final, entering, (summary, zero)
+
+    def _backward(self, residuals, cotangents):
+        pull, entering, (summary, zero) = residuals
+        d_final, d_o = cotangents
+        d_final = jax.tree.map(self._whole, d_final)
+        d_o = _vary(_dense(d_o), self.axes)
+        nothing = _vary(jax.tree.map(jnp.zeros_like, zero), self.axes)
+        tail = pull((nothing, d_o))[1]
+        monoid = self._monoid(summary, zero)
+        adjoint = monoid.adjoint(summary, tail) if monoid.adjoint else _Adjoint(summary, entering, tail)
+        leaving, d_state = self._prefix(_adjoint_monoid(monoid), adjoint, d_final, reverse=True)
+        d_xs, _ = pull((leaving, d_o))
+        return (
+            d_xs,
+            None,
+            d_state
+            if self.shared_state
+            else jax.tree.map(lambda d: jnp.where(lax.axis_index(self.name) == 0, d, 0), d_state),
+        )
+
+    def _prefix(self, monoid: Monoid, summary: Summary, state: State, reverse: bool) -> tuple[State, State]:
+        strategy = self.strategy or self._cheapest(monoid, summary, state)
+        return prefix.STRATEGIES[strategy](monoid, summary, state, Axis(self.name, reverse), self.lead)
+
+    def _cheapest(self, monoid: Monoid, summary: Summary, state: State) -> str:
+        state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
+        packed = prefix.pack(summary, self.lead)[0].nbytes
+        columns = prefix.columns(monoid, state, self.lead)
+        return cost.cheapest(lax.axis_size(self.name), state_bytes, packed - state_bytes, columns)
+
+    def _monoid(self, summary: Summary, zero: State) -> Monoid:
+        monoid = _mapped(self.recurrence.monoid, self.lead)
+        if not isinstance(summary, Segmented):
+            return monoid
+        # `all_scan` takes heads and columns from a state: one head's zero, and one column's, stand for all
+        one = (slice(0, 1),) * self.lead + ((..., slice(0, 1)) if monoid.columns else ())
+        return segmented(monoid, jax.tree.map(lambda z: z[one], zero))
+
+    # Every device returns the final state. Where the compiler knows that they are the same, so is the cotangent;
+    # elsewhere each device gets a share of it. The initial state's gradient is the same matter the other way round.
+
+    def _shared(self, x: jax.Array) -> bool:
+        return bool(self.axes) and self.name not in _varying(x)
+
+    def _whole(self, cotangent):
+        if isinstance(cotangent, SymbolicZero):
+            return _vary(_dense(cotangent), self.axes - {self.name})
+        return cotangent if self._shared(cotangent) else lax.psum(cotangent, self.name)
+
+
+def _dense(cotangent):
+    zero = isinstance(cotangent, SymbolicZero)
+    return jnp.zeros(cotangent.shape, cotangent.dtype) if zero else cotangent

@@ -1,0 +1,126 @@
+"""Sequence parallelism over global arrays: which part of each argument a device holds, by its dimensions' letters."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+from .. import checks, dispatch
+from ..operator import Call, Operator
+from . import sequence
+from .prefix import STRATEGIES
+
+HEAD_LETTERS = ("H", "HV", "D")  # D: channels of a vector recurrence, which do not see each other
+
+
+def sequence_parallel(
+    operator: Operator,
+    mesh: Mesh,
+    axis: str = "seq",
+    *,
+    strategy: str | None = None,
+    batch_axes: str | Sequence[str] = (),
+    head_axes: str | Sequence[str] = (),
+) -> Callable:
+    """The recurrence over global arrays whose time is split over a mesh axis: the same call, the same results.
+
+    >>> run = sequence_parallel(ls.gated_delta_rule, mesh, "seq", batch_axes="data")  # doctest: +SKIP
+    >>> o, final_state = run(q, k, v, g, beta)  # doctest: +SKIP
+
+    `o` [B, T, HV, ...] comes out split like the arguments, the final state whole along `axis`. Arguments may lie
+    anywhere; those that already lie as `batch_axes`, `axis` and `head_axes` say stay where they are. Differentiable,
+    and callable under `jax.jit`.
+
+    Args:
+        operator: an entry of `RECURRENCES`.
+        mesh: the devices.
+        axis: the mesh axis that time (T) is split over, in contiguous shards.
+        strategy: "all_gather" (LASP-2), "ring" (LASP-1), "tree", "all_scan" (ZeCO); None is the cheapest by
+            `lineax_seq.parallel.cost`.
+        batch_axes: mesh axes that sequences (B) are split over.
+        head_axes: mesh axes that heads (H and HV), or the channels D of a vector recurrence, are split over.
+
+    Raises:
+        ValueError: an axis the mesh does not have or that is used twice, an unknown strategy; in the call, sizes that
+            the mesh does not divide, with the padded one to use; and what the recurrence itself refuses.
+    """
+    caller = f"sequence_parallel({operator.name})"
+    batch, heads = (_names(names) for names in (batch_axes, head_axes))
+    used = [axis, *batch, *heads]
+    for name in used:
+        if name not in mesh.shape:
+            known = tuple(mesh.shape)
+            raise ValueError(f"{caller}: no mesh axis {name!r}{checks.nearest(name, known)}, wants one of {known}.")
+    if len(set(used)) < len(used):
+        raise ValueError(f"{caller}: axis={axis!r}, batch_axes={batch}, head_axes={heads}: use a mesh axis once.")
+    if strategy is not None:
+        checks.one_of(caller, "strategy", strategy, tuple(STRATEGIES))
+
+    def run(*args, **kwargs):
+        for name in ("axis_name", "strategy"):
+            if name in kwargs:
+                raise ValueError(f"{caller}: {name}={kwargs[name]!r}: say it to sequence_parallel, not to its result.")
+        call = operator.checked(args, {**kwargs, "axis_name": axis, "strategy": strategy}, mesh.shape[axis])
+        split = {"B": batch, "T": (axis,), **dict.fromkeys(HEAD_LETTERS, heads)}
+        _check_sizes(caller, operator, call.xs, mesh, split)
+        options = tuple((k, v) for k, v in call.options.items() if k not in ("initial_state", "segment_ids"))
+        where = mesh, axis, batch, heads
+        attempt = lambda name: _run(  # noqa: E731
+            operator, name, where, call.scale, call.chunk_size, options, call.xs, call.segment_ids, call.state
+        )
+        return dispatch.first_accepting(operator.name, call.implementations, attempt)
+
+    return run
+
+
+def _names(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _check_sizes(caller: str, operator: Operator, xs: dict, mesh: Mesh, split: dict[str, tuple[str, ...]]) -> None:
+    problems = {}
+    for name, x in xs.items():
+        for letter, size in zip(operator.arguments[name].letters, x.shape, strict=True):
+            axes = split.get(letter, ())
+            shards = math.prod(mesh.shape[a] for a in axes)
+            if size % shards:
+                padded = -(-size // shards) * shards
+                advice = f"pad to {letter}={padded}" if letter in "BT" else f"use a divisor of {size}"
+                problems[letter] = f"{letter}={size} over {shards} shards of mesh axis {'·'.join(axes)}: {advice}"
+    if problems:
+        raise ValueError(f"{caller}: {'; '.join(problems.values())}.")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+def _run(operator, implementation, where, scale, chunk_size, options, xs, segment_ids, state):
+    mesh, axis, batch, heads = where
+    split = {"B": batch, "T": axis, **dict.fromkeys(HEAD_LETTERS, heads)}
+    specs = {name: P(*(split.get(letter) for letter in operator.arguments[name].letters)) for name in xs}
+    rows, states = P(batch, axis), P(batch, heads)
+
+    def shard(xs, segment_ids, state):
+        call = Call(xs, segment_ids, state, scale, chunk_size, (implementation,), dict(options))
+        first_head = 0
+        if operator.numbers_heads and heads:
+            first_head = lax.axis_index(heads) * xs[operator.recurrence.output_field].shape[2]
+        return sequence.on_shard(operator, implementation, call, first_head)
+
+    args, in_specs = (xs, segment_ids, state), (specs, rows, states)
+    if AxisType.Explicit in mesh.axis_types:
+        args = _placed(args, in_specs, mesh)
+    return jax.shard_map(
+        shard,
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=(P(batch, axis, heads), states),
+        check_vma=implementation == "xla",  # kernels do not say over which axes their outputs differ
+    )(*args)
+
+
+def _placed(args, specs, mesh: Mesh):
+    """Arguments where the specs say: a mesh with explicit axes moves nothing by itself."""
+    place = lambda spec, x: jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec)), x)  # noqa: E731
+    return jax.tree.map(place, specs, args, is_leaf=lambda s: isinstance(s, P))

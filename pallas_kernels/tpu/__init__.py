@@ -1,0 +1,12 @@
+"""Kernels for TPUs. `MATRIX_STATE`: record -> its chunk form, of the families whose state is a matrix per head."""
+
+import functools
+
+from . import delta, diagonal, scalar
+from ._call import chunk_form
+
+FAMILIES = (
+    *(scalar.NO_DECAY, scalar.SCALAR_DECAY, diagonal.DIAGONAL_DECAY),
+    *(delta.DELTA, delta.DELTA_SCALAR_DECAY, delta.DELTA_DIAGONAL_DECAY, delta.DELTA_CHANNEL_GATES),
+)
+MATRIX_STATE = {family.name: functools.partial(chunk_form, family) for family in FAMILIES}

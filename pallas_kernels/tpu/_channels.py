@@ -1,0 +1,146 @@
+"""Pairs of tokens under one decay per key channel: A_ij = sum_d q_id k_jd exp(g_{j+1} + ... + g_i)_d for j <= i.
+
+Tiles of eight rows meet themselves in one product whose decays count from the tile's middle: gates are at least `FLOOR`
+there, so that no factor leaves float32. Tiles meet earlier ones by halves: in a block of 2h tokens the later half's
+queries, decayed since the middle, meet the earlier half's keys, decayed until the middle. Those exponents are never
+positive and are sums that only ever grow, so nothing overflows or cancels, whatever the gates. Going up a level
+multiplies the later half by the earlier one's whole decay and the other way round; at the top the same arrays are what
+the entering state is read with and what the leaving state is written with. The backward pass goes down again.
+
+Each level is one product of an array with itself: a row of `joint` is a key in an earlier half and a query in a later.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+
+from ._chunk import Chunk
+
+TILE = 8
+# exp(FLOOR) is below float32's rounding of what it is added to; exp(-4 FLOOR) leaves it seven decimal orders.
+FLOOR = -18.0
+
+
+class Decays(NamedTuple):
+    """Of a chunk, in tiles."""
+
+    since: jax.Array  # [C, K] from the tile's first token to this one
+    until: jax.Array  # [C, K] from the token after this one to the tile's last
+    middle: jax.Array  # [C, K] from the tile's middle to this token, above 1 before it
+    back: jax.Array  # [C, K] its inverse
+    total: jax.Array  # [tiles, 1, K]
+
+
+class Tape(NamedTuple):
+    """What `backward` needs of `forward`."""
+
+    base: list  # of each set of queries: queries and keys of the tiles' own product
+    joints: list  # by level, of each set
+    ups: list  # by level: the blocks' decays, and what they were multiplied onto, after it
+
+
+def _tiles(x: jax.Array, rows: int = TILE) -> jax.Array:
+    return x.reshape(-1, rows, x.shape[-1])
+
+
+def _halves(x: jax.Array, h: int) -> tuple[jax.Array, jax.Array]:
+    """The earlier and the later halves `[blocks, h, D]` of the blocks of 2h rows."""
+    x = x.reshape(-1, 2, h, x.shape[-1])
+    return x[:, 0], x[:, 1]
+
+
+def _joined(earlier: jax.Array, later: jax.Array) -> jax.Array:
+    """The inverse of `_halves`."""
+    return jnp.stack([earlier, later], axis=1).reshape(-1, earlier.shape[-1])
+
+
+def _row_in_tile(shape: tuple[int, ...]) -> jax.Array:
+    return jax.lax.broadcasted_iota(jnp.int32, shape, 0) % TILE
+
+
+def _tile_sums(x: jax.Array, reverse: bool = False) -> jax.Array:
+    """Sums of `x [C, K]` over each tile's rows up to this one, or with `reverse` from this one on."""
+    row = _row_in_tile(x.shape)
+    for shift in (1, 2, 4):
+        moved = pltpu.roll(x, x.shape[0] - shift if reverse else shift, 0)
+        x = x + jnp.where(row < TILE - shift if reverse else row >= shift, moved, 0)
+    return x
+
+
+def decays(g: jax.Array) -> Decays:
+    since = _tiles(_tile_sums(jnp.maximum(g, FLOOR)))
+    total, middle = since[:, TILE - 1 :], since - since[:, TILE // 2 - 1 : TILE // 2]
+    flat = lambda x: jnp.exp(x).reshape(g.shape)  # noqa: E731
+    return Decays(flat(since), flat(total - since), flat(middle), flat(-middle), jnp.exp(total))
+
+
+def forward(chunk: Chunk, d: Decays, queries: list, key: jax.Array):
+    """(the scores `[C, C]` of each set of queries, right where j <= i; queries decayed since the chunk's entry;
+    keys decayed until its exit; the chunk's decay `[1, K]`; what `backward` needs)."""
+    operand = lambda x: x.astype(chunk.dtype)  # noqa: E731
+    apart = chunk.i ^ chunk.j
+    base = [(operand(q * d.middle), operand(key * d.back)) for q in queries]
+    scores = [jnp.where(apart < TILE, chunk.dot_t(q, k), 0) for q, k in base]
+    reads, writes, total = [q * d.since for q in queries], key * d.until, d.total
+    joints, ups, h = [], [], TILE
+    while h < chunk.size:
+        earlier_key, later_key = _halves(writes, h)
+        first, second = _halves(total, 1)
+        level = []
+        for n, read in enumerate(reads):
+            earlier, later = _halves(read, h)
+            joint = operand(_joined(earlier_key, later))
+            level.append(joint)
+            pairs = chunk.dot_t(later.reshape(-1, later.shape[-1]), joint).reshape(-1, h, chunk.size)
+            above, below = _halves(scores[n], h)
+            inside = _halves(apart, h)[1]
+            scores[n] = _joined(above, jnp.where((inside >= h) & (inside < 2 * h), pairs, below))
+            reads[n] = _joined(earlier, later * first)
+        writes = _joined(earlier_key * second, later_key)
+        joints.append(level)
+        ups.append((total, list(reads), writes))
+        total = first * second
+        h *= 2
+    return scores, reads, writes, total[0], Tape(base, joints, ups)
+
+
+def backward(chunk: Chunk, d: Decays, g, queries, key, tape: Tape, d_scores: list, d_reads: list, d_writes, d_total):
+    """(gradients of the queries, of the key, of g), from those of `forward`'s results.
+
+    `d_scores`: of each set, with its transpose above the diagonal. `d_total`: of the logarithm of the chunk's decay.
+    """
+    apart, d_total, d_reads, h = chunk.i ^ chunk.j, d_total[None], list(d_reads), chunk.size
+    for level, (total, reads, writes) in zip(reversed(tape.joints), reversed(tape.ups), strict=True):
+        h //= 2
+        inside = (apart >= h) & (apart < 2 * h)
+        d_earlier_key, d_later_key = _halves(d_writes, h)
+        d_later_total = d_total + (_halves(writes, h)[0] * d_earlier_key).sum(1, keepdims=True)
+        d_earlier_total, (first, second) = d_total, _halves(total, 1)
+        d_earlier_key = d_earlier_key * second
+        for n, joint in enumerate(level):
+            d_earlier, d_later = _halves(d_reads[n], h)
+            d_earlier_total = d_earlier_total + (_halves(reads[n], h)[1] * d_later).sum(1, keepdims=True)
+            d_key, d_query = _halves(chunk.dot(jnp.where(inside, d_scores[n], 0), joint), h)
+            d_earlier_key = d_earlier_key + d_key
+            d_reads[n] = _joined(d_earlier, d_later * first + d_query)
+        d_writes = _joined(d_earlier_key, d_later_key)
+        d_total = jnp.stack([d_earlier_total, d_later_total], axis=1).reshape(-1, 1, d_total.shape[-1])
+
+    inside, row = apart < TILE, _row_in_tile(g.shape)
+    d_queries, d_key, d_middle, d_since = [], d_writes * d.until, 0, -(key * d.until) * d_writes
+    total_sum = lambda x: _tiles(x).sum(1, keepdims=True)  # noqa: E731
+    d_total = d_total - total_sum(d_since)
+    for query, (q, k), d_pairs, d_read in zip(queries, tape.base, d_scores, d_reads, strict=True):
+        d_pairs = jnp.where(inside, d_pairs, 0)
+        d_q = chunk.dot(jnp.where(chunk.i >= chunk.j, d_pairs, 0), k)
+        d_k = chunk.dot(jnp.where(chunk.i <= chunk.j, d_pairs, 0), q)
+        # of the operands as they were rounded, so that what a pair gives to its two tokens cancels between them
+        d_middle = d_middle + (q.astype(jnp.float32) * d_q - k.astype(jnp.float32) * d_k)
+        d_queries.append(d_q * d.middle + d_read * d.since)
+        d_key = d_key + d_k * d.back
+        d_since = d_since + query * d.since * d_read
+    at = lambda place, x: jnp.where(_tiles(row) == place, x, 0).reshape(g.shape)  # noqa: E731
+    d_since = d_since + d_middle - at(TILE // 2 - 1, total_sum(d_middle)) + at(TILE - 1, d_total)
+    return d_queries, d_key, jnp.where(g > FLOOR, _tile_sums(d_since, reverse=True), 0)

@@ -1,0 +1,53 @@
+"""The decode kernel against the library's own step, in the strict interpreter."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from tolerances import OUTPUTS, assert_close
+
+import lineax_seq as ls
+import pallas_kernels
+
+QUICK = [("simple_gla", "float32", 4), ("kda", "bfloat16", 8)]
+ALL = ["linear_attention", "simple_gla", "gla", "delta_rule", "gated_delta_rule", "kda", "gdn2"]
+
+
+def check(name: str, dtype: str, HV: int, K: int = 64, V: int = 64):
+    operator = ls.RECURRENCES[name]
+    x = operator.example(jax.random.key(0), B=2, T=1, H=2, HV=HV, K=K, V=V, dtype=jnp.dtype(dtype))
+    x = {argument: value[:, 0] for argument, value in x.items()}
+    state = jax.random.normal(jax.random.key(1), (2, HV, K, V))
+    step = jax.jit(pallas_kernels.STEPS["mosaic_tpu", operator.recurrence.name], static_argnums=0)
+    with pallas_kernels.interpret():
+        new, o = step(K**-0.5, x, state)
+    want_o, want = operator.step(**x, state=state)
+    assert o.dtype == want_o.dtype
+    assert_close(new, want, OUTPUTS["float32"], f"{name} state")
+    assert_close(o, want_o, OUTPUTS[dtype], f"{name} output")
+
+
+@pytest.mark.parametrize(("name", "dtype", "HV"), QUICK)
+def test_kernel_is_the_step(name, dtype, HV):
+    check(name, dtype, HV)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("K", "V"), [(64, 128), (256, 64)])
+@pytest.mark.parametrize("name", ALL)
+def test_kernel_is_the_step_everywhere(name, K, V, dtype):
+    check(name, dtype, 8, K, V)
+
+
+def test_every_record_of_the_table_is_one():
+    records = {operator.recurrence.name for operator in ls.RECURRENCES.values()}
+    assert {record for _, record in pallas_kernels.STEPS} <= records
+
+
+def test_refusals_say_why():
+    step, ones = pallas_kernels.STEPS["mosaic_tpu", "no_decay"], jnp.ones
+    fields = {"q": ones((1, 2, 32)), "k": ones((1, 2, 32)), "v": ones((1, 2, 64))}
+    with pytest.raises(NotImplementedError, match="runs on cpu"):
+        step(1.0, fields, ones((1, 2, 32, 64)))
+    with pallas_kernels.interpret(), pytest.raises(NotImplementedError, match="K=32, V=64"):
+        step(1.0, fields, ones((1, 2, 32, 64)))

@@ -1,0 +1,44 @@
+"""Kernels of one decay per key channel: gla, hgrn2."""
+
+import kernel_cases
+import numpy as np
+import pytest
+
+import lineax_seq as ls
+
+
+def test_float32():
+    kernel_cases.check(ls.gla, "float32", starts=(5, 64, 99), H=1)
+
+
+def test_bfloat16():
+    kernel_cases.check(ls.gla, "bfloat16", chunk_size=128, T=140, V=128)
+
+
+def test_keys_that_the_gates_make():
+    kernel_cases.check(ls.hgrn2, "bfloat16", T=70)
+
+
+@pytest.mark.parametrize("strength", [-1.5, -15.0])
+def test_uniform_strong_gates(strength):
+    """Sums of gates over a chunk, and at -15 over a few tokens, that leave float32's range either way."""
+    kernel_cases.check(ls.gla, "float32", change=lambda args: {**args, "g": np.full_like(args["g"], strength)})
+
+
+def test_strong_gates_among_weak_ones():
+    def change(args):
+        g = args["g"].copy()
+        g[:, 20::7, :, ::3], g[:, 30::11, :, 1::3] = -1e4, -30.0
+        return {**args, "g": g}
+
+    kernel_cases.check(ls.gla, "float32", change=change)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("chunk_size", [64, 128])
+@pytest.mark.parametrize("width", [(64, 256), (128, 128), (256, 64)], ids=str)
+@pytest.mark.parametrize("name", ["gla", "hgrn2"])
+def test_product(name, dtype, chunk_size, width):
+    sizes = dict(T=chunk_size + 33, K=width[0], V=width[1])
+    kernel_cases.check(ls.RECURRENCES[name], dtype, chunk_size, starts=(7, chunk_size), H=2, HV=4, **sizes)

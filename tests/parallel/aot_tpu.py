@@ -1,0 +1,71 @@
+"""Compiles recurrences over sharded time for TPU v5e:4x4 and prints what the programs hold, as one line of JSON.
+
+`python aot_tpu.py NAME...`: a program of its own, as the TPU compiler wants other settings than the tests' devices.
+"""
+
+import json
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+import lineax_seq as ls
+from lineax_seq import forms
+
+SHARD = 1024
+forms.CPU_BLOCK_TOKENS = 1 << 40  # the platform that traces is a CPU; the one that runs takes all chunks at once
+
+
+def programs(name: str, mesh: Mesh) -> dict[str, str]:
+    """The scheduled HLO of one layer's outputs, and of its gradients."""
+    operator = ls.RECURRENCES[name]
+    sizes = dict(B=1, T=16 * SHARD, H=2, K=128, V=128)
+    args = jax.eval_shape(lambda: operator.example(jax.random.key(0), dtype=jnp.bfloat16, **sizes))
+    place = NamedSharding(mesh, P(None, "seq"))
+    args = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for k, x in args.items()}
+    call = ls.parallel.sequence_parallel(operator, mesh, strategy="all_gather")
+    outputs = lambda args: call(**args, implementation="xla")[0]  # noqa: E731
+    loss = lambda args: (outputs(args).astype(jnp.float32) ** 2).sum()  # noqa: E731
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return {
+            k: jax.jit(f).lower(args).compile().as_text() for k, f in (("forward", outputs), ("both", jax.grad(loss)))
+        }
+
+
+def facts(text: str) -> dict:
+    """Counts of collectives, and for each asynchronous one how many matrix products stand between start and done."""
+    computations, name = {}, None
+    for line in text.splitlines():
+        if head := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            name = "entry" if line.startswith("ENTRY") else head.group(1)
+            computations[name] = []
+        elif name:
+            computations[name].append(line)
+
+    def multiplies(name: str) -> bool:
+        lines = computations.get(name, [])
+        return any(" convolution(" in line or " dot(" in line for line in lines) or any(
+            multiplies(called) for line in lines for called in re.findall(r"calls=%([\w.\-]+)", line)
+        )
+
+    lines = computations["entry"]
+    products = {i for i, line in enumerate(lines) for c in re.findall(r"calls=%([\w.\-]+)", line) if multiplies(c)}
+    starts = [
+        i for i, line in enumerate(lines) if re.search(r"%(async-collective-start|all-gather-start)[\w.]* =", line)
+    ]
+    ends = [i for i, line in enumerate(lines) if re.search(r"%(async-collective-done|all-gather-done)[\w.]* =", line)]
+    channels = lambda kind: set(re.findall(rf"{kind}(?:-start)?\(.*?channel_id=(\d+)", text))  # noqa: E731
+    return {
+        "all_gathers": len(channels("all-gather")),
+        "others": sum(len(channels(kind)) for kind in ("collective-permute", "all-to-all", "reduce-scatter")),
+        "products_during": [sum(i < p < j for p in products) for i, j in zip(starts, ends, strict=True)],
+    }
+
+
+if __name__ == "__main__":
+    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4")
+    mesh = Mesh(topology.devices, ("seq",), axis_types=(AxisType.Auto,))
+    print(json.dumps({name: {k: facts(t) for k, t in programs(name, mesh).items()} for name in sys.argv[1:]}))

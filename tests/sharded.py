@@ -1,0 +1,81 @@
+"""Compile recurrences for four TPUs over batch and heads or channels; prints the collectives of each program as JSON.
+
+A process of its own, as the compiler takes its flags when it is loaded: `python -m sharded NAME ...`.
+"""
+
+import functools
+import json
+import re
+import sys
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+
+SIZES = dict(B=4, T=256, H=4, HV=4, K=64, V=64, D=512, N=16)
+# Which axis of the mesh owns a dimension.
+OWNERS = {"B": "data", "H": "model", "HV": "model", "D": "model"}
+
+
+def four_devices() -> jax.sharding.Mesh:
+    """A mesh of devices that aren't there, data x model."""
+    from jax._src import xla_bridge
+    from jax._src.lib import xla_client
+
+    if not xla_client.pjrt_plugin_loaded("tpu"):
+        # What a process with a TPU does when it starts: tell its compiler who partitions what XLA cannot look into.
+        api = xla_client.load_pjrt_plugin_dynamically("tpu", xla_bridge.get_tpu_library_path())
+        for callback in list(xla_bridge._plugin_callbacks):
+            callback(c_api=api)
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+    return jax.sharding.Mesh(np.array(devices).reshape(2, 2), ("data", "model"))
+
+
+def counts(text: str) -> dict[str, int]:
+    """Collectives in a program that must have a kernel."""
+    assert "tpu_custom_call" in text, "no kernel in the program"
+    kinds = re.findall(r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", text)
+    return {kind: kinds.count(kind) for kind in kinds}
+
+
+def collectives(name: str, owners: dict[str, str]) -> dict[str, int]:
+    """How many of each kind the program of a recurrence's outputs and gradients holds."""
+    from pallas_kernels import _programs
+
+    operator = _programs.operators()[name]
+    fn, (arguments, d_o, d_state) = _programs.recurrence(name, "mosaic_tpu", SIZES, backward=True)
+    mesh = four_devices()
+    place = lambda x, letters: jax.ShapeDtypeStruct(  # noqa: E731
+        x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec(*(owners.get(letter) for letter in letters)))
+    )
+    arguments = {argument: place(x, operator.arguments[argument].letters) for argument, x in arguments.items()}
+    d_o = place(d_o, ["B", "T", *operator.recurrence.fields[operator.recurrence.output_field].split()])
+    d_state = place(d_state, ["B", "H" if d_state.ndim == 4 else "D"])
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), mock.patch.object(jax, "default_backend", lambda: "tpu"):
+        text = jax.jit(fn).lower(arguments, d_o, d_state).compile().as_text()
+    return counts(text)
+
+
+def decoding() -> dict[str, int]:
+    from pallas_kernels import STEPS
+
+    mesh = four_devices()
+    place = lambda *dims: jax.ShapeDtypeStruct(  # noqa: E731
+        dims, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("data", "model"))
+    )
+    fields = {**dict.fromkeys(("q", "k", "v", "g"), place(4, 16, 128)), "beta": place(4, 16)}
+    step = functools.partial(STEPS["mosaic_tpu", "delta_diagonal_decay"], 1.0)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        text = jax.jit(step).lower(fields, place(4, 16, 128, 128)).compile().as_text()
+    return counts(text)
+
+
+if __name__ == "__main__":
+    found = {}
+    for name in sys.argv[1:]:
+        owners = {"B": "data"} if name == "mamba" else OWNERS
+        found[name] = decoding() if name == "decode" else collectives(name, owners)
+    print(json.dumps(found))
