@@ -15,4 +15,5 @@ delta_rule = Operator(
     recurrence=DELTA,
     arguments={"q": QUERIES, "k": UNIT_KEYS, "v": VALUES, "beta": RATES},
     about=__doc__,
+    cpu_chunk_size=32,
 )

@@ -47,6 +47,7 @@ gated_delta_product = Operator(
         "beta": Argument("B T NH HV", wide_rate),
     },
     about=__doc__,
+    cpu_chunk_size=32,
     lower=_lower,
     finish=_finish,
 )

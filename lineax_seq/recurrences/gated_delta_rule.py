@@ -14,4 +14,5 @@ gated_delta_rule = Operator(
     recurrence=DELTA_SCALAR_DECAY,
     arguments={"q": QUERIES, "k": UNIT_KEYS, "v": VALUES, "g": HEAD_DECAYS, "beta": RATES},
     about=__doc__,
+    cpu_chunk_size=32,
 )

@@ -24,4 +24,5 @@ gdn2 = Operator(
         "w": Argument("B T HV V", rate),
     },
     about=__doc__,
+    cpu_chunk_size=32,
 )

@@ -14,4 +14,5 @@ kda = Operator(
     recurrence=DELTA_DIAGONAL_DECAY,
     arguments={"q": QUERIES, "k": UNIT_KEYS, "v": VALUES, "g": CHANNEL_DECAYS, "beta": RATES},
     about=__doc__,
+    cpu_chunk_size=32,
 )

@@ -108,5 +108,5 @@ rwkv7 = Operator(
     },
     about=__doc__,
     default_scale=1.0,
-    default_chunk_size=32,
+    cpu_chunk_size=32,
 )
