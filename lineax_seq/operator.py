@@ -159,7 +159,8 @@ class Operator:
     @property
     def chunk_size_here(self) -> int:
         """C where the caller does not say, on this platform."""
-        return self.cpu_chunk_size if self.cpu_chunk_size and jax.default_backend() == "cpu" else self.default_chunk_size
+        on_cpu = jax.default_backend() == "cpu"
+        return self.cpu_chunk_size if on_cpu and self.cpu_chunk_size else self.default_chunk_size
 
     def __repr__(self) -> str:
         return f"<recurrence {self.name}({', '.join(self.arguments)})>"
