@@ -86,38 +86,40 @@ def program(config: Scaling, method: str, mesh: Mesh, length: int, heads: int, d
     else:
         args = {name: place(jax.ShapeDtypeStruct((1, length, heads, dim), dtype)) for name in "qkv"}
         shard = lambda q, k, v: ls.parallel.attention(q, k, v, axis_name="seq", strategy=ATTENTION[method])  # noqa: E731
-        spec = P(None, "seq")
-        sharded = jax.shard_map(shard, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
+        sharded = ls.parallel.over_time(shard, mesh)
         layer = lambda args: sharded(args["q"], args["k"], args["v"])  # noqa: E731
     return jax.grad(lambda args: layer(args).astype(jnp.float32).sum()), args
 
 
 def collectives(text: str) -> dict[str, dict[str, float]]:
     """kind -> how often it runs and the bytes of its results on one device, loops counted by their trips."""
-    bodies, trips, name = {}, {}, ""
+    bodies, loops, name = {}, {}, ""
     for line in text.splitlines():
         if head := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
             name = "ENTRY" if line.startswith("ENTRY") else head.group(1)
             bodies[name] = []
         elif name:
             bodies[name].append(line)
-            if loop := re.search(r" while\(.*body=%?([\w.\-]+)", line):
-                count = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-                trips[loop.group(1)] = (name, int(count.group(1)) if count else 1)
+            if loop := re.search(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line):
+                loops[loop.group(2)] = (name, loop.group(1))
 
     def runs(name: str) -> int:
-        outer, count = trips.get(name, ("ENTRY", 1))
-        return count if outer == name or outer == "ENTRY" else count * runs(outer)
+        """How often a computation runs: its loop ends where the counter reaches the condition's constant."""
+        if name not in loops:
+            return 1
+        outer, condition = loops[name]
+        (limit,) = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(bodies[condition]))
+        return int(limit) * runs(outer)
 
     found: dict[str, dict[str, float]] = {}
-    seen = set()
+    seen, fused = set(), set(re.findall(r"calls=%?([\w.\-]+)", text))
     for name, lines in bodies.items():
         for line in lines:
             kinds = r"(all-gather|all-reduce|collective-permute|all-to-all|reduce-scatter)(?:-start)?\("
             match = re.search(rf"= \(?(\w+)\[([\d,]*)\].*? {kinds}.*?channel_id=(\d+)", line)
-            if not match or (match.group(3), match.group(4)) in seen:  # an asynchronous one shows in several fusions
+            if not match or (name in fused and match.groups()[2:] in seen):  # an asynchronous one is in several fusions
                 continue
-            seen.add((match.group(3), match.group(4)))
+            seen.add(match.groups()[2:])
             size = 1
             for dim in match.group(2).split(","):
                 size *= int(dim or 1)
@@ -190,7 +192,9 @@ def compare(config: Scaling, rows: list[dict]) -> None:
             continue
         layer, block = (100 * ((seconds + r) / (at["lasp-2"] + r) - 1) for r in (0.0, rest))
         published = f", published {PUBLISHED[method]:+.1f}%" if method in PUBLISHED else ""
-        print(f"P={largest[0]} T={largest[1]}: lasp-2 over {method}: layer {layer:+.1f}%, block {block:+.1f}%{published}")
+        print(
+            f"P={largest[0]} T={largest[1]}: lasp-2 over {method}: layer {layer:+.1f}%, block {block:+.1f}%{published}"
+        )
 
 
 # ---- simulated devices

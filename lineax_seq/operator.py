@@ -46,7 +46,7 @@ Args:
     axis_name: a mesh axis that T is sharded over, shards in order, inside `jax.shard_map`; initial and final state are
         the whole sequence's, the same on every device of the axis.
     strategy: with `axis_name`, how the shards' summaries get to the others: "all_gather" (LASP-2), "ring" (LASP-1),
-        "tree" or "all_scan" (ZeCO); all give the same. None: the cheapest by `lineax_seq.parallel.cost`.{directions_doc}
+        "tree" or "all_scan" (ZeCO); all give the same. None is the cheapest by `parallel.cost`.{directions_doc}
 
 Returns:
     o [B, T, {output}] in the dtype of {output_field}, and the final state in float32 (float64 for float64 inputs).

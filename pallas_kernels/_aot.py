@@ -1,8 +1,8 @@
 """Compile for a TPU that isn't there, and read the schedules of what was compiled.
 
-    from pallas_kernels.profile import compile_and_schedule
+    from pallas_kernels.profile import compile_and_schedule, report
     c = compile_and_schedule(fn, args, "v5e")  # fn(*args), args of jax.ShapeDtypeStruct; 3 s and the compiler's time
-    print(c.table())  # every kernel: cycles and bundles of a grid step, units, spills, vector memory
+    print(report("mine", c).table())  # every kernel: cycles and bundles of a grid step, units, spills, vector memory
     c.memory["temp"], c.kernels["my_kernel.1"].utilisation(), c.hlo
 
 `fn` goes to a process of its own, as the compiler takes its flags when it is loaded and ends the process on some
@@ -90,25 +90,6 @@ class Compiled:
         if call is None or None in call.moved or len(call.moved) != len(use.in_hbm):
             return use.hbm_bytes
         return sum(moved or 0 for moved, hbm in zip(call.moved, use.in_hbm, strict=True) if hbm)
-
-    def table(self) -> str:
-        head = (
-            f"{'kernel':32}{'runs':>6}{'steps':>8}{'cycles':>9}{'bundles':>9}{'MXU':>6}{'VALU':>6}"
-            f"{'spills':>8}{'fills':>7}{'VMEM kB':>9}"
-        )
-        lines = [head]
-        for use in self.uses():
-            s = self.kernels.get(use.name)
-            if s is None:
-                continue
-            call, busy, used = self.call(use), s.utilisation(), s.unit_cycles()
-            lines.append(
-                f"{use.name[:31]:32}{use.count:6}{call.steps if call else 1:8}{s.cycles:9}{s.bundles:9}"
-                f"{busy['MXU']:6.0%}{busy['VALU']:6.0%}{used['SPILL']:8}{used['FILL']:7}{use.vmem_bytes / 1024:9.0f}"
-            )
-        return "\n".join(
-            [*lines, f"memory: {self.memory} bytes on {self.target.name}; cycles and bundles of a grid step"]
-        )
 
 
 def require_compiler() -> None:
@@ -269,12 +250,13 @@ def _compile(fn, args, target: Target, dump: Path) -> Compiled:
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), mock.patch.object(jax, "default_backend", lambda: "tpu"):
         traced = (fn if hasattr(fn, "trace") else jax.jit(fn)).trace(*args)
         compiled = traced.lower().compile()
-    memory = compiled.memory_analysis()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None and text is not None, "this jax has no memory analysis or text of a compiled program"
     sizes = {"argument": memory.argument_size_in_bytes, "output": memory.output_size_in_bytes}
     sizes |= {"alias": memory.alias_size_in_bytes, "temp": memory.temp_size_in_bytes}
     sizes |= {"code": memory.generated_code_size_in_bytes}
     kernels = {schedule.name: schedule for schedule in read(dump, target.branch_delay)}
-    return Compiled(target, sizes, compiled.as_text(), kernels, tuple(_calls(traced.jaxpr.jaxpr)))
+    return Compiled(target, sizes, text, kernels, tuple(_calls(traced.jaxpr.jaxpr)))
 
 
 def _calls(jaxpr) -> Iterator[Call]:

@@ -28,9 +28,13 @@ class Instruction:
     rest: str  # attributes
     root: bool
 
-    def calls(self, attribute: str) -> str | None:
+    def calls(self, attribute: str) -> str:
+        """The computation that an attribute names, or nothing."""
         match = re.search(rf"\b{attribute}=%?([\w.\-<>]+)", self.rest)
-        return match.group(1) if match else None
+        return match.group(1) if match else ""
+
+    def is_parameter(self, number: int) -> bool:
+        return self.opcode == "parameter" and self.rest.startswith(f"{number})")
 
     def number(self, key: str) -> int | None:
         match = re.search(rf'"{key}":(?:\{{"n":)?"?(\d+)"?', self.rest)
@@ -133,31 +137,52 @@ class Program:
 
     def _bytes(self, computation: dict[str, Instruction], i: Instruction) -> int:
         operands = [computation[name] for name in i.operands if name in computation]
-        body = self.computations.get(i.calls("calls") or "", {}) if i.opcode == "fusion" else {}
+        body = self.computations.get(i.calls("calls"), {}) if i.opcode == "fusion" else {}
         if not body:
             if i.opcode == "dynamic-update-slice" and len(operands) > 1:
                 return 2 * type_bytes(operands[1].types)
             if i.opcode in ("dynamic-slice", "slice"):
                 return type_bytes(i.types) * (2 if operands and VMEM not in operands[0].types else 1)
             return type_bytes(i.types) + sum(type_bytes(o.types) for o in operands)
-        root = next(b for b in body.values() if b.root)
-        while root.opcode == "bitcast":
-            root = body[root.operands[0]]
-        total, updated = type_bytes(i.types), None
-        if root.opcode == "dynamic-update-slice" and total:
-            updated, total = root.operands[0], type_bytes(body[root.operands[1]].types, hbm_only=False)
+        total = type_bytes(i.types)
+        for result in _results(body):
+            if result.opcode == "dynamic-update-slice" and VMEM not in i.types:  # in place: only the slice is written
+                total += type_bytes(body[result.operands[1]].types, hbm_only=False) - type_bytes(result.types)
         for number, operand in enumerate(operands):
-            whole = type_bytes(operand.types)
-            parameter = next(
-                (b for b in body.values() if b.opcode == "parameter" and b.rest.startswith(f"{number})")), None
-            )
-            users = [b for b in body.values() if parameter and parameter.name in b.operands]
-            if whole and users and all(b.opcode == "dynamic-slice" and b.operands[0] == parameter.name for b in users):
-                whole = sum(type_bytes(b.types, hbm_only=False) for b in users)
-            elif parameter and parameter.name == updated:
-                whole = 0
-            total += whole
+            parameter = next((b.name for b in body.values() if b.is_parameter(number)), "")
+            total += min(type_bytes(operand.types), _read(body, parameter)) if parameter else type_bytes(operand.types)
         return total
+
+
+def _origin(body: dict[str, Instruction], name: str) -> Instruction:
+    """What an operand is, beneath changes of its type alone."""
+    while body[name].opcode == "bitcast":
+        name = body[name].operands[0]
+    return body[name]
+
+
+def _read(body: dict[str, Instruction], parameter: str) -> int:
+    """Bytes that a fusion reads of an operand: slices, or all of it; nothing of what it only updates in place."""
+    total = 0
+    for user in body.values():
+        if user.opcode in ("bitcast", "tuple") or parameter not in (_origin(body, name).name for name in user.operands):
+            continue
+        first = _origin(body, user.operands[0]).name == parameter
+        if user.opcode == "dynamic-slice" and first:
+            total += type_bytes(user.types, hbm_only=False)
+        elif not (user.opcode == "dynamic-update-slice" and first):
+            return type_bytes(body[parameter].types, hbm_only=False)
+    return total or (0 if _updated(body, parameter) else type_bytes(body[parameter].types, hbm_only=False))
+
+
+def _updated(body: dict[str, Instruction], parameter: str) -> bool:
+    updates = [b for b in body.values() if b.opcode == "dynamic-update-slice"]
+    return any(_origin(body, b.operands[0]).name == parameter for b in updates)
+
+
+def _results(body: dict[str, Instruction]) -> list[Instruction]:
+    root = _origin(body, next(b.name for b in body.values() if b.root))
+    return [_origin(body, name) for name in root.operands] if root.opcode == "tuple" else [root]
 
 
 def _instruction(root: bool, name: str, text: str) -> Instruction | None:

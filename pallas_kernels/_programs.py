@@ -84,7 +84,8 @@ def run_kernel(record: str, scale: float | None, blocks: dict, backward: bool, f
 
     def call(fields, state):
         sizes = BlockSizes(**blocks)
-        return KERNELS["mosaic_tpu", record](scale, sizes.chunk, fields, None, state, blocks=sizes)
+        kernel: Callable = KERNELS["mosaic_tpu", record]
+        return kernel(scale, sizes.chunk, fields, None, state, blocks=sizes)
 
     if not backward:
         return call(fields, state)

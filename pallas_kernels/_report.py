@@ -119,12 +119,13 @@ class Report:
     def from_json(cls, data: Mapping[str, Any]) -> "Report":
         """Raises ValueError if this is no report."""
         try:
-            kept = {f.name: data[f.name] for f in dataclasses.fields(cls)}
+            kept: dict[str, Any] = {f.name: data[f.name] for f in dataclasses.fields(cls)}
             names = [f.name for f in dataclasses.fields(Part)]
             parts = tuple(Part(**{name: part[name] for name in names}) for part in data["parts"])
         except (KeyError, TypeError) as missing:
             raise ValueError(f"report: no profile written by this version ({missing}); write it again") from missing
-        return cls(**{**kept, "per": tuple(kept["per"]), "parts": parts})
+        kept |= {"per": tuple(kept["per"]), "parts": parts}
+        return cls(**kept)
 
     def table(self, least: float = 0.01) -> str:
         """For a terminal; parts that take less than a fraction `least` of the time share a line."""

@@ -28,7 +28,8 @@ and how far the time is from the least that the matrix units and HBM allow."""
 _EPILOG = """\
 "cycles" are those of the schedule with the waits the compiler planned for; "bundles" leave the waits out and are what
 is issued. A rolled loop is multiplied by its trip count; a loop whose count the program decides is counted once, and
-said so. Waits for HBM come on top only where a kernel's transfers take longer than its cycles: "time" is the larger.
+said so. What a kernel does in some grid steps only, as to set up its state, is counted in all of them. Waits for HBM
+come on top only where a kernel's transfers take longer than its cycles: "time" is the larger.
 
 examples:
   python -m pallas_kernels.profile --recurrence gla --pass forward,backward --against xla

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from pallas_kernels import STEPS, _programs
 
 SIZES = dict(B=4, T=256, H=4, HV=4, K=64, V=64, D=512, N=16)
 # Which axis of the mesh owns a dimension.
@@ -21,17 +23,12 @@ OWNERS = {"B": "data", "H": "model", "HV": "model", "D": "model"}
 
 
 def four_devices() -> jax.sharding.Mesh:
-    """A mesh of devices that aren't there, data x model."""
-    from jax._src import xla_bridge
-    from jax._src.lib import xla_client
+    """A mesh of devices that aren't there, data x model.
 
-    if not xla_client.pjrt_plugin_loaded("tpu"):
-        # What a process with a TPU does when it starts: tell its compiler who partitions what XLA cannot look into.
-        api = xla_client.load_pjrt_plugin_dynamically("tpu", xla_bridge.get_tpu_library_path())
-        for callback in list(xla_bridge._plugin_callbacks):
-            callback(c_api=api)
+    Explicit axes: what partitions a kernel over automatic ones needs a process that has the devices.
+    """
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
-    return jax.sharding.Mesh(np.array(devices).reshape(2, 2), ("data", "model"))
+    return jax.sharding.Mesh(np.array(devices).reshape(2, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
 
 
 def counts(text: str) -> dict[str, int]:
@@ -43,8 +40,6 @@ def counts(text: str) -> dict[str, int]:
 
 def collectives(name: str, owners: dict[str, str]) -> dict[str, int]:
     """How many of each kind the program of a recurrence's outputs and gradients holds."""
-    from pallas_kernels import _programs
-
     operator = _programs.operators()[name]
     fn, (arguments, d_o, d_state) = _programs.recurrence(name, "mosaic_tpu", SIZES, backward=True)
     mesh = four_devices()
@@ -60,8 +55,6 @@ def collectives(name: str, owners: dict[str, str]) -> dict[str, int]:
 
 
 def decoding() -> dict[str, int]:
-    from pallas_kernels import STEPS
-
     mesh = four_devices()
     place = lambda *dims: jax.ShapeDtypeStruct(  # noqa: E731
         dims, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("data", "model"))

@@ -51,6 +51,8 @@ JAX_NAMES_REFUSED = {
     "lineax_seq": COLLECTIVES | MESHES,
     "lineax_seq.parallel": set(),
     "pallas_kernels": (COLLECTIVES | MESHES) - {"axis_index", "Mesh"},  # there they mean a kernel's grid
+    # kernels are opaque to XLA: this module splits them over batch and heads
+    "pallas_kernels.tpu._partition": (COLLECTIVES | MESHES) - {"shard_map", "PartitionSpec"},
     "experiments": COLLECTIVES,
     "notebooks": COLLECTIVES,
 }

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .sequence import _vary as vary, _varying as varying
+from .varying import vary, varying
 
 _LOWEST = -1e30  # stands for -inf, whose differences would be NaN
 _NOWHERE = jnp.iinfo(jnp.int32).max  # the place of padding among the keys: after every query

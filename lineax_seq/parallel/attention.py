@@ -30,7 +30,7 @@ from .. import checks
 from . import _softmax
 from ._softmax import Places
 from .halo import run_ids
-from .sequence import _vary as vary, _varying as varying
+from .varying import vary, varying
 
 STRATEGIES = ("all_gather", "zigzag", "ring", "ulysses")
 _BLOCK = 512
@@ -127,7 +127,8 @@ def to_zigzag(x: jax.Array, axis_name: str) -> jax.Array:
 
 def from_zigzag(x: jax.Array, axis_name: str) -> jax.Array:
     """The inverse of `to_zigzag`."""
-    pieces = zip(_swap_if_odd(*jnp.split(x, 2, 1), axis_name), _routes(axis_name), strict=True)
+    low, high = jnp.split(x, 2, 1)
+    pieces = zip(_swap_if_odd(low, high, axis_name), _routes(axis_name), strict=True)
     back = (lax.ppermute(piece, axis_name, [(b, a) for a, b in route]) for piece, route in pieces)
     return jnp.concatenate(list(back), 1)
 

@@ -149,10 +149,10 @@ def distribute(tree: PyTree, shardings: PyTree) -> PyTree:
 
 
 class Part(NamedTuple):
-    """Which part of every batch `[B, T]` a process reads: block `index` of `count` blocks of rows, and columns."""
+    """Which part of every batch `[B, T]` a process reads: block `block` of `blocks` of its rows, and columns."""
 
-    index: int
-    count: int
+    block: int
+    blocks: int
     columns: slice | None  # None: all
 
 
@@ -169,33 +169,42 @@ def local_part(mesh: Mesh, batch_size: int, length: int) -> Part:
                 f"mesh: {size} {what} do not divide over {'·'.join(axes)} = {shards} shards; "
                 f"the next number that does is {-(-size // shards) * shards}."
             )
-    devices = mesh.devices  # [data, fsdp, tensor, seq]
-    mine = np.argwhere(np.vectorize(lambda device: device.process_index)(devices) == jax.process_index())
-    rows = sorted({int(data * mesh.shape["fsdp"] + fsdp) for data, fsdp, _, _ in mine})
-    columns = sorted({int(seq) for *_, seq in mine})
-    blocks, width = row_shards(mesh), length // mesh.shape[SEQ]
-    whole = rows == list(range(rows[0], rows[0] + len(rows))) and not (blocks % len(rows) or rows[0] % len(rows))
-    if not whole or columns != list(range(columns[0], columns[0] + len(columns))):
-        raise ValueError(
-            f"mesh: the devices of process {jax.process_index()} hold row shards {rows} and time shards {columns} of "
-            f"{dict(mesh.shape)}, wants whole blocks; choose sizes that multiply up to the devices of a process."
-        )
+    held: dict[int, tuple[set[int], set[int]]] = {}  # process -> its shards of rows and of time
+    for (data, fsdp, _, seq), device in np.ndenumerate(mesh.devices):
+        rows, columns = held.setdefault(device.process_index, (set(), set()))
+        rows.add(data * mesh.shape["fsdp"] + fsdp)
+        columns.add(seq)
+    rows, columns = (sorted(shards) for shards in held[jax.process_index()])
+    count = len(rows)
+    for process, shards in held.items():  # all of them: each process must come to the same end
+        if not _is_run(shards[0]) or not _is_run(shards[1]) or len(shards[0]) != count or min(shards[0]) % count:
+            raise ValueError(
+                f"mesh: the devices of process {process} hold row shards {sorted(shards[0])} and time shards "
+                f"{sorted(shards[1])} of {dict(mesh.shape)}, wants blocks of one size; choose sizes of which the last "
+                "ones multiply up to the devices of a process."
+            )
+    width = length // mesh.shape[SEQ]
     span = slice(columns[0] * width, (columns[-1] + 1) * width)
-    return Part(rows[0] // len(rows), blocks // len(rows), None if len(columns) == mesh.shape[SEQ] else span)
+    whole = len(columns) == mesh.shape[SEQ]
+    return Part(rows[0] // count, row_shards(mesh) // count, None if whole else span)
+
+
+def _is_run(numbers: set[int]) -> bool:
+    return max(numbers) - min(numbers) == len(numbers) - 1
 
 
 def place_batch(mesh: Mesh, part: Part, length: int, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """The global batch `[B, length]` whose `part` this process holds as host arrays `[B / part.count, columns]`."""
+    """The global batch `[B, length]` whose `part` this process holds as host arrays `[B / part.blocks, columns]`."""
     sharding = NamedSharding(mesh, P(ROWS, SEQ))
 
     def place(x: np.ndarray) -> jax.Array:
-        first = part.index * x.shape[0]
+        first = part.block * x.shape[0]
 
         def shard(index):
-            rows, columns = (s.indices(n) for s, n in zip(index, (x.shape[0] * part.count, length), strict=True))
+            rows, columns = (s.indices(n) for s, n in zip(index, (x.shape[0] * part.blocks, length), strict=True))
             begin = 0 if part.columns is None else part.columns.start
             return x[rows[0] - first : rows[1] - first, columns[0] - begin : columns[1] - begin]
 
-        return jax.make_array_from_callback((x.shape[0] * part.count, length), sharding, shard)
+        return jax.make_array_from_callback((x.shape[0] * part.blocks, length), sharding, shard)
 
     return {name: place(np.asarray(x)) for name, x in batch.items()}

@@ -47,18 +47,17 @@ def initialize(
     if detect not in DETECT:
         raise ValueError(f"initialize: detect={detect!r}, wants one of {DETECT}.")
     given = {COORDINATOR: coordinator, PROCESSES: processes, PROCESS_ID: process_id}
-    for name, value in given.items():
-        given[name] = os.environ.get(name) if value is None else str(value)
-    missing = [name for name, value in given.items() if value is None]
-    if not missing:
-        numbers = given[PROCESSES], given[PROCESS_ID]
-        count, number = (int(value) if value.isdecimal() else -1 for value in numbers)
-        if ":" not in given[COORDINATOR] or not 0 <= number < count:
+    words = {name: os.environ.get(name) if value is None else str(value) for name, value in given.items()}
+    address, *numbers = words.values()
+    missing = [name for name, word in words.items() if word is None]
+    if address is not None and not missing:
+        count, number = (int(word) if word and word.isdecimal() else -1 for word in numbers)
+        if ":" not in address or not 0 <= number < count:
             raise ValueError(
-                f"initialize: coordinator {given[COORDINATOR]!r}, process {number} of {count}: wants HOST:PORT and a "
+                f"initialize: coordinator {address!r}, process {numbers[1]} of {numbers[0]}: wants HOST:PORT and a "
                 "process id from 0 to processes - 1."
             )
-        jax.distributed.initialize(given[COORDINATOR], count, number, cluster_detection_method="deactivate")
+        jax.distributed.initialize(address, count, number, cluster_detection_method="deactivate")
     elif coordinator is not None or processes is not None or process_id is not None:
         raise ValueError(
             f"initialize: missing {', '.join(missing)}; give coordinator, processes and process id together, as flags "

@@ -20,7 +20,7 @@ Source: LASP-2, Sun et al. 2025, arXiv:2502.07563, algorithms 1-4, for every mon
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,8 @@ from ..recurrence import Recurrence
 from ..typing import Inputs, State, Summary
 from . import cost, prefix
 from .prefix import Axis
+from .summary import Adjoint, adjoint_monoid, mapped, shard_summary, zero_state
+from .varying import vary, varying
 
 
 def on_shard(operator: Operator, implementation: str, call: Call, first_head: jax.Array | int = 0):
@@ -59,16 +61,16 @@ def on_shard(operator: Operator, implementation: str, call: Call, first_head: ja
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _on_shard(operator, implementation, how, scale, chunk_size, xs, segment_ids, state, first_head):
     name, strategy, form, causal = how
-    axes = _varying((xs, segment_ids, state)) | _varying(lax.axis_index(name))
-    vary = functools.partial(_vary, axes=axes)
-    xs, replicated = vary(xs), axes - {name}
+    axes = varying((xs, segment_ids, state)) | varying(lax.axis_index(name))
+    everywhere = functools.partial(vary, axes=axes)
+    xs, replicated = everywhere(xs), axes - {name}
     place: dict[str, Any] = {"first_head": first_head} if operator.numbers_heads else {}
     reset, seen = _documents(operator, name, segment_ids, state, xs)
     if operator.seen is not None:
         place["seen"] = seen
     fields, reset, given = prepared(operator, xs, reset, state, **place)
-    fields = vary(fields)
-    state = _vary(_zero_state(operator.recurrence, fields) if state is None else given, replicated)
+    fields = everywhere(fields)
+    state = vary(zero_state(operator.recurrence, fields) if state is None else given, replicated)
     if form == "scan":
         run = functools.partial(forms.scan, operator.recurrence, scale)
     elif implementation == "xla":
@@ -76,12 +78,12 @@ def _on_shard(operator, implementation, how, scale, chunk_size, xs, segment_ids,
     else:
         run = functools.partial(dispatch.kernel(operator.recurrence, implementation), scale, chunk_size)
     if lax.axis_size(name) == 1:
-        final, o = run(fields, reset, vary(state))
+        final, o = run(fields, reset, everywhere(state))
         final = lax.psum(final, name)
     else:
         final, o = _Exchange(operator.recurrence, run, name, strategy, axes).call(fields, reset, state)
     if not causal:
-        o = _reading(operator.recurrence, scale, fields, vary(final))
+        o = _reading(operator.recurrence, scale, fields, everywhere(final))
     return finished(operator, xs, (final, o))
 
 
@@ -94,25 +96,6 @@ def _reading(recurrence: Recurrence, scale, fields: Inputs, state: State) -> jax
         layout.tokens_first(xs) | layout.parameters(xs), layout.group_state(state)
     )
     return jnp.moveaxis(layout.merge_heads(o, 2), 0, 1).astype(dtype)
-
-
-# ---- what the compiler knows about where values differ (nothing under `check_vma=False`)
-
-
-def _varying(tree) -> frozenset[str]:
-    """The mesh axes over which any of the leaves may differ."""
-    return frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(tree)))
-
-
-def _vary(tree, axes: frozenset[str]):
-    """The tree with every leaf free to differ over the axes: the gradient of what did not is their sum."""
-    order = tuple(sorted(axes))
-
-    def one(x):
-        missing = tuple(a for a in order if a not in _varying(x))
-        return lax.pcast(x, missing, to="varying") if missing else x
-
-    return jax.tree.map(one, tree)
 
 
 # ---- documents
@@ -143,115 +126,6 @@ def _documents(operator: Operator, name: str, segment_ids, state, xs: dict):
     return starts, before
 
 
-# ---- the shard's summary
-
-
-def _zero_state(recurrence: Recurrence, xs: Inputs) -> State:
-    """`[B, HV, ...]`, from shapes alone: the same on every device, and known to be."""
-    tokens = {name: (xs[name].shape[0], 1, *xs[name].shape[2:]) for name in recurrence.fields}
-    shapes = {name: tokens.get(name, x.shape) for name, x in xs.items()}
-    one = {name: jnp.zeros(shape, xs[name].dtype) for name, shape in shapes.items()}
-    return Layout(recurrence, one).zero_state(one)
-
-
-def _summary(recurrence: Recurrence, run: Callable, xs: Inputs, reset, zero: State, lead: int) -> Summary:
-    """Of all heads: leaves `[B, HV, ...]`. Of the shard's last document, where one starts inside it."""
-    layout, monoid = Layout(recurrence, xs), recurrence.monoid
-    wide, start = xs, zero
-    if monoid.probe is not None:
-        probe = _over(monoid.probe, lead)(zero)
-        more = lambda name, x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, probe.shape[-1])])  # noqa: E731
-        columns = {name for name, dims in recurrence.fields.items() if dims.split()[-1] == "V"}
-        wide = {name: more(name, x) if name in columns else x for name, x in xs.items()}
-        start = jnp.concatenate([zero, probe], axis=-1)
-    reached = run(wide, reset, start)[0]
-
-    xs = layout.computed(xs, None)
-    element = jax.vmap(layout.over_heads(recurrence.element, "x"), (layout.token_axes,))
-    tokens = layout.merge_heads(element(layout.tokens_first(xs) | layout.parameters(xs)), 2)  # [T, B, HV, ...]
-    places = jnp.zeros((layout.batch, layout.length), jnp.int32) if reset is None else reset * jnp.arange(layout.length)
-    first = jnp.max(places, axis=1)
-    if monoid.total is not None:
-        total = functools.partial(_over, monoid.total, lead, axes=(1, 0, None))(last=(1, 0, 0))
-        summary = total(tokens, reached, first)
-    else:
-        folded = lambda tokens, first: _folded(monoid, tokens, first)  # noqa: E731
-        summary = _over(folded, lead, axes=(1, None), last=(1, 0))(tokens, first)
-    if reset is None:
-        return summary
-    forget = jnp.any(reset, axis=1).reshape(-1, *(1,) * (lead - 1))
-    heads = jax.tree.leaves(zero)[0].shape[:lead]
-    return Segmented(jnp.broadcast_to(forget, heads), summary)
-
-
-def _folded(monoid: Monoid, tokens: Summary, first: jax.Array) -> Summary:
-    """The summaries of tokens first..T-1 of one head combined, one after the other."""
-
-    def body(summary, token):
-        t, one = token
-        joined = monoid.combine(summary, one)
-        return prefix.choose(t <= first, one, joined), None
-
-    start = jax.tree.map(lambda x: x[0], tokens)
-    rest = jax.tree.map(lambda x: x[1:], tokens)
-    return lax.scan(body, start, (jnp.arange(1, 1 + len(jax.tree.leaves(rest)[0])), rest))[0]
-
-
-def _over(fn: Callable, lead: int, axes: Any = 0, last: Any = None) -> Callable:
-    """`fn` over `lead` leading axes; `last` are the axes of the outermost, where it differs."""
-    for _ in range(lead - 1):
-        fn = jax.vmap(fn, axes)
-    return jax.vmap(fn, axes if last is None else last)
-
-
-def _mapped(monoid: Monoid, lead: int) -> Monoid:
-    """The monoid over batch and heads."""
-    over = functools.partial(_over, lead=lead)
-    columns = None
-    if monoid.columns is not None:
-
-        def columns(summary, first, size):
-            return over(lambda summary: monoid.columns(summary, first, size))(summary)
-
-    return Monoid(
-        over(monoid.combine),
-        over(monoid.apply),
-        over(monoid.identity),
-        adjoint=monoid.adjoint and over(monoid.adjoint),
-        columns=columns,
-    )
-
-
-# ---- the backward pass's summaries
-
-
-class _Adjoint(NamedTuple):
-    """`L -> (d apply / d state)^T L + tail`, from the end of a stretch to its start."""
-
-    summary: Summary
-    entering: State
-    tail: State
-
-
-def _adjoint_monoid(monoid: Monoid) -> Monoid:
-    """Of the maps of cotangents; `earlier` is what comes later in time."""
-    if monoid.adjoint is not None:
-        return monoid
-
-    def apply(element: _Adjoint, cotangent: State) -> State:
-        out, pull = jax.vjp(lambda state: monoid.apply(element.summary, state), element.entering)
-        cotangent = jax.tree.map(lambda d, x: _vary(d, _varying(x)), cotangent, out)
-        return jax.tree.map(jnp.add, element.tail, pull(cotangent)[0])
-
-    def combine(earlier: _Adjoint, later: _Adjoint) -> _Adjoint:
-        return _Adjoint(monoid.combine(later.summary, earlier.summary), later.entering, apply(later, earlier.tail))
-
-    def identity(state: State) -> _Adjoint:
-        return _Adjoint(monoid.identity(state), state, jax.tree.map(jnp.zeros_like, state))
-
-    return Monoid(combine, apply, identity)
-
-
 # ---- forward and backward
 
 
@@ -280,8 +154,8 @@ class _Exchange:
 
     def _enter(self, xs: Inputs, reset, state: State):
         """`(final state, state that enters this shard, (summary, zero state))`."""
-        zero = _vary(_zero_state(self.recurrence, xs), self.axes - {self.name})
-        summary = _summary(self.recurrence, self.run, xs, reset, _vary(zero, self.axes), self.lead)
+        zero = vary(zero_state(self.recurrence, xs), self.axes - {self.name})
+        summary = shard_summary(self.recurrence, self.run, xs, reset, vary(zero, self.axes), self.lead)
         entering, final = self._prefix(self._monoid(summary, zero), summary, state, reverse=False)
         return final, entering, (summary, zero)
 
@@ -289,20 +163,16 @@ class _Exchange:
         pull, entering, (summary, zero) = residuals
         d_final, d_o = cotangents
         d_final = jax.tree.map(self._whole, d_final)
-        d_o = _vary(_dense(d_o), self.axes)
-        nothing = _vary(jax.tree.map(jnp.zeros_like, zero), self.axes)
+        d_o = vary(_dense(d_o), self.axes)
+        nothing = vary(jax.tree.map(jnp.zeros_like, zero), self.axes)
         tail = pull((nothing, d_o))[1]
         monoid = self._monoid(summary, zero)
-        adjoint = monoid.adjoint(summary, tail) if monoid.adjoint else _Adjoint(summary, entering, tail)
-        leaving, d_state = self._prefix(_adjoint_monoid(monoid), adjoint, d_final, reverse=True)
+        adjoint = monoid.adjoint(summary, tail) if monoid.adjoint else Adjoint(summary, entering, tail)
+        leaving, d_state = self._prefix(adjoint_monoid(monoid), adjoint, d_final, reverse=True)
         d_xs, _ = pull((leaving, d_o))
-        return (
-            d_xs,
-            None,
-            d_state
-            if self.shared_state
-            else jax.tree.map(lambda d: jnp.where(lax.axis_index(self.name) == 0, d, 0), d_state),
-        )
+        if not self.shared_state:
+            d_state = jax.tree.map(lambda d: jnp.where(lax.axis_index(self.name) == 0, d, 0), d_state)
+        return d_xs, None, d_state
 
     def _prefix(self, monoid: Monoid, summary: Summary, state: State, reverse: bool) -> tuple[State, State]:
         strategy = self.strategy or self._cheapest(monoid, summary, state)
@@ -315,22 +185,23 @@ class _Exchange:
         return cost.cheapest(lax.axis_size(self.name), state_bytes, packed - state_bytes, columns)
 
     def _monoid(self, summary: Summary, zero: State) -> Monoid:
-        monoid = _mapped(self.recurrence.monoid, self.lead)
+        monoid = mapped(self.recurrence.monoid, self.lead)
         if not isinstance(summary, Segmented):
             return monoid
         # `all_scan` takes heads and columns from a state: one head's zero, and one column's, stand for all
         one = (slice(0, 1),) * self.lead + ((..., slice(0, 1)) if monoid.columns else ())
         return segmented(monoid, jax.tree.map(lambda z: z[one], zero))
 
-    # Every device returns the final state. Where the compiler knows that they are the same, so is the cotangent;
-    # elsewhere each device gets a share of it. The initial state's gradient is the same matter the other way round.
+    # Every device returns the final state. Where the compiler knows that they are the same, so are its cotangents;
+    # elsewhere (`check_vma=False`) each device has a share of it, and they are added. With the initial state it is the
+    # other way round: there the devices' gradients will be added, so the first one gives all of it.
 
     def _shared(self, x: jax.Array) -> bool:
-        return bool(self.axes) and self.name not in _varying(x)
+        return bool(self.axes) and self.name not in varying(x)
 
     def _whole(self, cotangent):
         if isinstance(cotangent, SymbolicZero):
-            return _vary(_dense(cotangent), self.axes - {self.name})
+            return vary(_dense(cotangent), self.axes - {self.name})
         return cotangent if self._shared(cotangent) else lax.psum(cotangent, self.name)
 
 

@@ -76,6 +76,15 @@ def sequence_parallel(
     return run
 
 
+def over_time(function: Callable, mesh: Mesh, axis: str = "seq") -> Callable:
+    """`function` of arrays [B, T, ...], which gives one too, run shard by shard: T is split over a mesh axis.
+
+    What it computes across shards it says itself, with `axis_name=axis`: `parallel.attention`, `parallel.left_halo`.
+    """
+    time = P(None, axis)
+    return jax.shard_map(function, mesh=mesh, in_specs=time, out_specs=time, check_vma=False)
+
+
 def _names(names: str | Sequence[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 

@@ -74,5 +74,5 @@ class Placement:
 
     def reading(self, batch_size: int) -> dict[str, Any]:
         """Arguments of `train_iterator` and `eval_batches` for this process's part of batches of `batch_size` rows."""
-        index, count, columns = self.part
-        return dict(batch_size=batch_size // count, process_index=index, process_count=count, columns=columns)
+        block, blocks, columns = self.part
+        return dict(batch_size=batch_size // blocks, process_index=block, process_count=blocks, columns=columns)

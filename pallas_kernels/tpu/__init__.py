@@ -4,9 +4,12 @@ import functools
 
 from . import delta, diagonal, scalar
 from ._call import chunk_form
+from .bonus import chunk_form_with_bonus
+from .stabilised import chunk_form_stabilised
 
 FAMILIES = (
     *(scalar.NO_DECAY, scalar.SCALAR_DECAY, diagonal.DIAGONAL_DECAY),
     *(delta.DELTA, delta.DELTA_SCALAR_DECAY, delta.DELTA_DIAGONAL_DECAY, delta.DELTA_CHANNEL_GATES),
 )
 MATRIX_STATE = {family.name: functools.partial(chunk_form, family) for family in FAMILIES}
+MATRIX_STATE |= {"diagonal_decay_bonus": chunk_form_with_bonus, "stabilised": chunk_form_stabilised}

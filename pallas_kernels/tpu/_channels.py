@@ -129,18 +129,20 @@ def backward(chunk: Chunk, d: Decays, g, queries, key, tape: Tape, d_scores: lis
         d_total = jnp.stack([d_earlier_total, d_later_total], axis=1).reshape(-1, 1, d_total.shape[-1])
 
     inside, row = apart < TILE, _row_in_tile(g.shape)
-    d_queries, d_key, d_middle, d_since = [], d_writes * d.until, 0, -(key * d.until) * d_writes
-    total_sum = lambda x: _tiles(x).sum(1, keepdims=True)  # noqa: E731
-    d_total = d_total - total_sum(d_since)
+    d_queries, d_key, d_middle, d_since, d_until = [], d_writes * d.until, 0, 0, key * d.until * d_writes
     for query, (q, k), d_pairs, d_read in zip(queries, tape.base, d_scores, d_reads, strict=True):
+        d_own = jnp.where(chunk.i == chunk.j, d_pairs, 0).sum(1, keepdims=True)
         d_pairs = jnp.where(inside, d_pairs, 0)
-        d_q = chunk.dot(jnp.where(chunk.i >= chunk.j, d_pairs, 0), k)
-        d_k = chunk.dot(jnp.where(chunk.i <= chunk.j, d_pairs, 0), q)
+        d_q = chunk.dot(jnp.where(chunk.i > chunk.j, d_pairs, 0), k)
+        d_k = chunk.dot(jnp.where(chunk.i < chunk.j, d_pairs, 0), q)
         # of the operands as they were rounded, so that what a pair gives to its two tokens cancels between them
         d_middle = d_middle + (q.astype(jnp.float32) * d_q - k.astype(jnp.float32) * d_k)
-        d_queries.append(d_q * d.middle + d_read * d.since)
-        d_key = d_key + d_k * d.back
+        # a token meets itself without a decay
+        d_queries.append(d_q * d.middle + d_read * d.since + d_own * key)
+        d_key = d_key + d_k * d.back + d_own * query
         d_since = d_since + query * d.since * d_read
     at = lambda place, x: jnp.where(_tiles(row) == place, x, 0).reshape(g.shape)  # noqa: E731
-    d_since = d_since + d_middle - at(TILE // 2 - 1, total_sum(d_middle)) + at(TILE - 1, d_total)
-    return d_queries, d_key, jnp.where(g > FLOOR, _tile_sums(d_since, reverse=True), 0)
+    d_middle = d_middle - at(TILE // 2 - 1, _tiles(d_middle).sum(1, keepdims=True))
+    d_g = _tile_sums(d_since + d_middle + at(TILE - 1, d_total), reverse=True)
+    d_g = d_g + _tile_sums(jnp.where(row > 0, pltpu.roll(d_until, 1, 0), 0))  # of the tokens before
+    return d_queries, d_key, jnp.where(g > FLOOR, d_g, 0)

@@ -22,7 +22,6 @@ from ._heads import Reader, Writer, parts, row_count
 
 # of the smallest vector memory among the targets (64 MiB), what leaves room for XLA's own buffers
 VMEM_LIMIT = 56 << 20
-TURNS = 8
 
 
 def _keep(chunk: Chunk, gates: dict) -> dict:
@@ -46,6 +45,8 @@ class Family:
         prepare: None, or (chunk, head -> inputs, heads, rooms): what is done for all heads before `forward` of each.
         rooms: name -> shape of one head's memory for what `prepare` finds, letters or numbers, and whether it is
             float32 or what products read.
+        turns: how many heads work in turns, where `forward` and `backward` are generators: enough to hide a product's
+            latency, few enough to keep what waits in registers.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Family:
     saves: tuple[str, ...] = ()
     prepare: Callable | None = None
     rooms: Mapping[str, tuple[tuple, bool]] = dataclasses.field(default_factory=dict)
+    turns: int = 1
 
     def of_kind(self, *kinds: str) -> list[str]:
         return [name for name, kind in self.fields.items() if kind in kinds]
@@ -166,11 +168,11 @@ class _Step:
         size = call.blocks.chunk
         gates = {name: refs[name][0, 0].astype(jnp.float32) for name in family.numbers}
         bare = Chunk(size, call.operands, call.scale, None)
-        self.raw, gates = gates, family.gates(bare, gates)
-        rows = list(gates.values()) + ([] if count_ref is None else [count_ref[0, 0]])
-        columns = _transposed(rows) if rows else []
-        self.gates = _named(gates, zip(rows, columns)) if count_ref is None else _named(gates, zip(rows[:-1], columns[:-1]))
-        count = None if count_ref is None else Gate(rows[-1], columns[-1])
+        gates = family.gates(bare, gates)
+        rows = [*gates.values(), *([] if count_ref is None else [count_ref[0, 0]])]
+        pairs = list(zip(rows, _transposed(rows) if rows else [], strict=True))
+        count = None if count_ref is None else Gate(*pairs.pop())
+        self.gates = _named(gates, pairs)
         self.chunk = Chunk(size, call.operands, call.scale, count)
         valid = None
         if call["T"] % size:
@@ -185,7 +187,6 @@ class _Step:
         self.readers = {name: Reader(self.refs[name], call.width(name), self.valid) for name in call.family.rows}
 
     def inputs(self, head: int) -> dict:
-        fields = self.call.family.fields
         x = {name: reader[self.of(name, head)] for name, reader in self.readers.items()}
         x |= {name: Gate(row[head : head + 1], col[:, head : head + 1]) for name, (row, col) in self.gates.items()}
         return x
@@ -209,9 +210,9 @@ def _transposed(rows: list[jax.Array]) -> list[jax.Array]:
     return out
 
 
-def _groups(heads: int) -> list[range]:
-    """Heads that take turns: enough to hide a product's latency, few enough to keep what waits in registers."""
-    return [range(first, min(first + TURNS, heads)) for first in range(0, heads, TURNS)]
+def _groups(call: Call) -> list[range]:
+    heads, turns = call.blocks.heads, call.family.turns
+    return [range(first, min(first + turns, heads)) for first in range(0, heads, turns)]
 
 
 def _in_turns(heads: Iterable) -> list:
@@ -231,7 +232,7 @@ def _in_turns(heads: Iterable) -> list:
 
 
 def _forward_kernel(call: Call, keep: bool, *refs):
-    family, heads = call.family, call.blocks.heads
+    family = call.family
     inputs, refs = _named(family.fields, refs[: len(family.fields)]), refs[len(family.fields) :]
     count_ref, refs = (refs[0], refs[1:]) if call.resets else (None, refs)
     refs, rooms = refs[: len(refs) - len(family.rooms)], refs[len(refs) - len(family.rooms) :]
@@ -244,10 +245,10 @@ def _forward_kernel(call: Call, keep: bool, *refs):
 
     step = _Step(call, inputs, pl.program_id(2), count_ref)
     if family.prepare is not None:
-        family.prepare(step.chunk, step.inputs, heads, rooms)
+        family.prepare(step.chunk, step.inputs, call.blocks.heads, rooms)
         step.forget()
     o_heads = Writer(o_ref, call["V"])
-    for group in _groups(heads):
+    for group in _groups(call):
         rooms_of = [{name: ref.at[head] for name, ref in rooms.items()} for head in group]
         states = [state_ref[0, head] for head in group]
         results = _in_turns(
@@ -292,7 +293,7 @@ def _backward_kernel(call: Call, *refs):
             gate_rows[name].append(grads[name].row)
             gate_columns[name].append(grads[name].col)
 
-    for group in _groups(heads):
+    for group in _groups(call):
         results = _in_turns(
             family.backward(
                 step.chunk,
@@ -333,9 +334,7 @@ def _gate_gradient(rows: list, columns: list) -> jax.Array:
 
 
 def _params(call: Call) -> pltpu.CompilerParams:
-    return pltpu.CompilerParams(
-        dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
-    )
+    return pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT)
 
 
 def run_forward(call: Call, keep: bool, xs: dict, count, state):

@@ -1,9 +1,9 @@
 """One head's chunk `[C, D]` out of a block `[1, C, rows, lanes]`, and back.
 
-Inputs stay in the callers' layout `[B, T, heads, D]`, where heads lie on sublanes: the rows of one head are a load whose
-sublanes are apart. Two bfloat16 rows share each 32-bit word, so they come and go in pairs. Such loads want whole tiles,
-which most shapes are as they stand: heads wider than 128 lanes are split into several rows (`laid_out`), and odd
-numbers of rows are filled up.
+Inputs stay in the callers' layout `[B, T, heads, D]`, where heads lie on sublanes: a head is a load whose sublanes are
+apart. Two bfloat16 rows share each 32-bit word, so they come and go in pairs. Such loads want whole tiles, which most
+shapes are as they stand: heads wider than 128 lanes are split into several rows (`laid_out`), and odd numbers of rows
+are filled up.
 """
 
 import jax

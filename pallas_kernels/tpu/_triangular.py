@@ -69,7 +69,8 @@ def merge_leaves(chunk: Chunk, a_ref, inverse_ref, heads: int) -> None:
         between = (apart >= h) & (apart < 2 * h) & (chunk.i > chunk.j)
         inverses = [inverse_ref[head, :size, :size] for head in range(heads)]
         products = [
-            _accurate(chunk, later(x), jnp.where(between, a_ref[head, :size, :size], 0)) for head, x in enumerate(inverses)
+            _accurate(chunk, later(x), jnp.where(between, a_ref[head, :size, :size], 0))
+            for head, x in enumerate(inverses)
         ]
         products = [_accurate(chunk, product, x) for product, x in zip(products, inverses, strict=True)]
         for head, (product, x) in enumerate(zip(products, inverses, strict=True)):

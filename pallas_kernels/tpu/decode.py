@@ -95,6 +95,14 @@ def _call(names: tuple[str, ...], *arrays: jax.Array) -> tuple[jax.Array, jax.Ar
     return o, new
 
 
+def _to_value_heads(x: jax.Array, heads: int) -> jax.Array:
+    """Each key head's `[B, H, K]` for the value heads that share it."""
+    batch, own, width = x.shape
+    if own == heads:
+        return x
+    return jnp.broadcast_to(x[:, :, None], (batch, own, heads // own, width)).reshape(batch, heads, width)
+
+
 def step(scale: float | None, fields: dict, state: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(new state, o) of one token of the scalar, diagonal and delta records: fields without their T axis.
 
@@ -109,8 +117,7 @@ def step(scale: float | None, fields: dict, state: jax.Array) -> tuple[jax.Array
             "use implementation='xla'"
         )
     f32 = {name: x.astype(jnp.float32) for name, x in fields.items()}
-    groups = state.shape[1] // f32["q"].shape[1]
-    q, k = (jnp.repeat(f32[name], groups, axis=1) for name in ("q", "k"))
+    q, k = (_to_value_heads(f32[name], state.shape[1]) for name in ("q", "k"))
     erased, written = None, f32["v"]
     if "beta" in f32:
         beta = f32["beta"][..., None]

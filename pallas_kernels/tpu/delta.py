@@ -220,6 +220,7 @@ def _family(name: str, decays, more: dict, **options) -> Family:
         functools.partial(_forward, decays),
         functools.partial(_backward, decays),
         saves=("C C",),
+        turns=8,
         prepare=functools.partial(_prepare, decays),
         rooms=square | rooms | ({"total": ((1, "K"), True)} if rooms else {}),
         **options,

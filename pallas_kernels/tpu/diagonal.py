@@ -48,6 +48,4 @@ def backward(chunk: Chunk, x: dict, state: jax.Array, saved: tuple, d_o: jax.Arr
     return grads, total * d_state + chunk.t_dot(d_o, reads)
 
 
-DIAGONAL_DECAY = Family(
-    "diagonal_decay", {"q": "H K", "k": "H K", "v": "HV V", "g": "HV K"}, forward, backward
-)
+DIAGONAL_DECAY = Family("diagonal_decay", {"q": "H K", "k": "H K", "v": "HV V", "g": "HV K"}, forward, backward)

@@ -46,7 +46,6 @@ def forward(chunk: Chunk, x: dict, state: jax.Array, room: dict):
     q, k, v = x["q"], x["k"], x["v"]
     scores, reads, writes, decay = factors(chunk, x)
     scores = chunk.dot_t(q, k) * scores
-    yield
     o = chunk.dot(scores, v) + reads * chunk.dot_t(q, state)
     return o, decay * state + chunk.t_dot(v, k * writes), ()
 
@@ -69,7 +68,6 @@ def backward(chunk: Chunk, x: dict, state: jax.Array, saved: tuple, d_o: jax.Arr
     pairs, reads, writes, decay = factors(chunk, x)
     scores = chunk.dot_t(q, k)
     d_scores = chunk.dot_t(d_o, v) * pairs
-    yield
     d_reads, d_writes = reads * chunk.dot(d_o, state), writes * chunk.dot(v, d_state)
     grads = {
         "q": chunk.dot(d_scores, k) + d_reads,

@@ -18,9 +18,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from .._platform import require_tpu
 from ._partition import over_mesh
-from .vector import check_dtypes
+from .vector import check
 
 TURN = 16  # tokens of a turn of the loop, and of a register of bfloat16
 CHANNEL_BLOCK = 1024
@@ -72,7 +71,7 @@ def _over_groups(x: jax.Array) -> jax.Array:
     """`[N, D]` -> `[N, 128]`: the sum of groups of lanes, padded with zeros where there are fewer."""
     if x.shape[1] < LANES:
         return jnp.pad(x, ((0, 0), (0, LANES - x.shape[1])))
-    return sum(x[:, i : i + LANES] for i in range(0, x.shape[1], LANES))
+    return functools.reduce(jnp.add, (x[:, i : i + LANES] for i in range(0, x.shape[1], LANES)))
 
 
 class _Tokens:
@@ -339,14 +338,13 @@ def _over_mesh(run, operands: list[str], results: list[str], arrays: tuple):
     return over_mesh(lambda *own: tuple(run(*own)), operands, results, {"H": 1, "HV": 1}, arrays)
 
 
-def selective(scale: None, chunk_size: int, fields: dict, reset: jax.Array | None, state: jax.Array):
+def selective(scale: float | None, chunk_size: int, fields: dict, reset: jax.Array | None, state: jax.Array):
     """(final state, y) of the record `selective`: u, dt `[B, T, D]`, B, C `[B, T, N]`, A `[D, N]`, state `[B, D, N]`.
 
     Raises:
         NotImplementedError: the platform, dtypes or sizes it does not support.
     """
-    require_tpu()
-    check_dtypes(fields)
+    check(scale, fields)
     u, dt, A = fields["u"], fields["dt"], fields["A"]
     if A.shape[1] % 8 or A.shape[1] > MOST_STATES:
         raise NotImplementedError(

@@ -222,8 +222,11 @@ def _over_mesh(run, operands: list[str], results: list[str], arrays: tuple):
     return over_mesh(lambda *own: tuple(run(*own)), operands, results, {"H": channels, "HV": channels}, arrays)
 
 
-def check_dtypes(fields: dict) -> None:
-    """Raises NotImplementedError for inputs that the kernels do not take."""
+def check(scale: float | None, fields: dict) -> None:
+    """Refuse what these kernels do not take: ValueError for a scale, NotImplementedError for the rest."""
+    require_tpu()
+    if scale is not None:
+        raise ValueError(f"mosaic_tpu: scale={scale!r}: elementwise recurrences have no queries to scale; wants None")
     wide = {name: str(x.dtype) for name, x in fields.items() if x.dtype not in (jnp.float32, jnp.bfloat16)}
     if wide:
         raise NotImplementedError(
@@ -231,7 +234,7 @@ def check_dtypes(fields: dict) -> None:
         )
 
 
-def vector_decay(scale: None, chunk_size: int, fields: dict, reset: jax.Array | None, state: jax.Array):
+def vector_decay(scale: float | None, chunk_size: int, fields: dict, reset: jax.Array | None, state: jax.Array):
     """(final state, o) of the record `vector_decay`: fields x and g `[B, T, D]`, state `[B, D]`.
 
     There is nothing that `chunk_size` could change: no state is kept, and the sums of a step do not depend on it.
@@ -239,8 +242,7 @@ def vector_decay(scale: None, chunk_size: int, fields: dict, reset: jax.Array | 
     Raises:
         NotImplementedError: the platform or dtypes it does not support.
     """
-    require_tpu()
-    check_dtypes(fields)
+    check(scale, fields)
     x, g = fields["x"], fields["g"]
     if reset is not None:
         # no sums of logs are taken here, so that the logarithm of zero is as good as a mask

@@ -1,4 +1,4 @@
-"""Kernels of one decay per key channel: gla, hgrn2."""
+"""Kernels of one decay per key channel: gla, hgrn2, rwkv6."""
 
 import kernel_cases
 import numpy as np
@@ -17,6 +17,10 @@ def test_bfloat16():
 
 def test_keys_that_the_gates_make():
     kernel_cases.check(ls.hgrn2, "bfloat16", T=70)
+
+
+def test_a_query_that_reads_the_state_before_its_token():
+    kernel_cases.check(ls.rwkv6, "float32", starts=(5, 64), T=70)
 
 
 @pytest.mark.parametrize("strength", [-1.5, -15.0])
@@ -38,7 +42,19 @@ def test_strong_gates_among_weak_ones():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("chunk_size", [64, 128])
 @pytest.mark.parametrize("width", [(64, 256), (128, 128), (256, 64)], ids=str)
-@pytest.mark.parametrize("name", ["gla", "hgrn2"])
+@pytest.mark.parametrize("name", ["gla", "hgrn2", "rwkv6"])
 def test_product(name, dtype, chunk_size, width):
     sizes = dict(T=chunk_size + 33, K=width[0], V=width[1])
     kernel_cases.check(ls.RECURRENCES[name], dtype, chunk_size, starts=(7, chunk_size), H=2, HV=4, **sizes)
+
+
+@kernel_cases.compiler
+def test_compiles_for_a_tpu():
+    kernel_cases.assert_compiles([("gla", "v5e"), ("rwkv6", "v5e")])
+
+
+@pytest.mark.slow
+@kernel_cases.compiler
+@pytest.mark.parametrize("target", kernel_cases.TARGETS)
+def test_compiles_in_all_shapes(target):
+    kernel_cases.assert_compiles([(name, target) for name in ("gla", "hgrn2", "rwkv6")], kernel_cases.SHAPES)

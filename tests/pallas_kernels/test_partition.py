@@ -35,5 +35,6 @@ def test_nothing_is_gathered(tmp_path):
 
 
 @pytest.mark.slow
-def test_nothing_is_gathered_everywhere(tmp_path):
-    check(tmp_path, "decode", "mamba", "rg_lru")
+@pytest.mark.parametrize("name", ["decode", "mamba", "rg_lru"])
+def test_nothing_is_gathered_everywhere(tmp_path, name):
+    check(tmp_path, name)

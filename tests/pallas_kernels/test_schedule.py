@@ -83,6 +83,8 @@ HLO = """HloModule jit_f, is_scheduled=true
   %x = f32[64,8,128]{2,1,0:T(8,128)} get-tuple-element(%p), index=1
   %fusion.1 = f32[8,128]{1,0:T(8,128)} fusion(%x, %i), kind=kLoop, calls=%slice_it
   %on_chip = f32[8,128]{1,0:T(8,128)S(1)} custom-call(%fusion.1), custom_call_target="tpu_custom_call", backend_config={"used_scoped_memory_configs":[{"memory_space":"1","offset":"0","size":"98304"}]}
+  %row = f32[1,8,128]{2,1,0:T(8,128)} bitcast(%fusion.1)
+  %fusion.2 = (f32[64,8,128]{2,1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}) fusion(%x, %row, %i), kind=kLoop, calls=%write_it
   ROOT %t = (s32[], f32[64,8,128]{2,1,0:T(8,128)}) tuple(%i, %x)
 }
 
@@ -91,6 +93,15 @@ HLO = """HloModule jit_f, is_scheduled=true
   %b = s32[] parameter(1)
   %s = f32[1,8,128]{2,1,0:T(8,128)} dynamic-slice(%a, %b), dynamic_slice_sizes={1,8,128}
   ROOT %r = f32[8,128]{1,0:T(8,128)} bitcast(%s)
+}
+
+%write_it (e: f32[64,8,128], f: f32[1,8,128], h: s32[]) -> (f32[64,8,128], f32[8,128]) {
+  %e = f32[64,8,128]{2,1,0:T(8,128)} parameter(0)
+  %f = f32[1,8,128]{2,1,0:T(8,128)} parameter(1)
+  %h = s32[] parameter(2)
+  %u = f32[64,8,128]{2,1,0:T(8,128)} dynamic-update-slice(%e, %f, %h)
+  %n = f32[8,128]{1,0:T(8,128)} bitcast(%f)
+  ROOT %both = (f32[64,8,128]{2,1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}) tuple(%u, %n)
 }
 
 %cheap (c: f32[8,128]) -> f32[8,128] {
@@ -117,9 +128,15 @@ ENTRY %main (x: f32[64,8,128], w: pred[], y: f32[8,128]) -> f32[8,128] {
 
 def test_a_program_is_what_runs_how_often():
     uses = {use.name: use for use in Program(HLO).uses(lambda use: 2.0 if use.name == "large" else 1.0)}
-    assert {name: use.count for name, use in uses.items()} == {"fusion.1": 64, "on_chip": 64, "large": 1}
+    assert {name: use.count for name, use in uses.items()} == {
+        "fusion.1": 64,
+        "on_chip": 64,
+        "fusion.2": 64,
+        "large": 1,
+    }
     kilobytes = 8 * 128 * 4
     assert uses["fusion.1"].hbm_bytes == 2 * kilobytes + 4  # the slice, what becomes of it, and the index
+    assert uses["fusion.2"].hbm_bytes == 3 * kilobytes + 4  # a slice read, written in place, and its copy
     assert uses["on_chip"].hbm_bytes == kilobytes  # its result stays on the chip
     assert uses["on_chip"].is_kernel and uses["on_chip"].vmem_bytes == 98304
 

@@ -99,7 +99,8 @@ class Device:
         ((2, 2, 2, 1), lambda data, fsdp, tensor, seq: tensor, [(0, 1, None), (0, 1, None)]),
         ((4, 1, 1, 2), lambda data, fsdp, tensor, seq: data // 2 * 2 + seq,
          [(0, 2, slice(0, 12)), (0, 2, slice(12, 24)), (1, 2, slice(0, 12)), (1, 2, slice(12, 24))]),
-        ((4, 1, 1, 1), lambda data, fsdp, tensor, seq: data % 2, "hold row shards .0, 2. and time shards .0."),
+        ((4, 1, 1, 1), lambda data, fsdp, tensor, seq: data % 2, "process 0 hold row shards .0, 2. and time"),
+        ((4, 1, 1, 1), lambda data, fsdp, tensor, seq: max(0, data - 1), "process 1 hold row shards .2. and"),
     ],
 )  # fmt: skip
 def test_each_process_reads_its_own_part(shape, owner, parts, monkeypatch):

@@ -44,7 +44,7 @@ assert agree(3 + me, wait=True) == 4
 mesh = parallel.make_mesh("data=2,seq=2")
 part = parallel.local_part(mesh, 4, 6)
 rows = np.arange(24, dtype=np.float32).reshape(4, 6)
-batch = parallel.place_batch(mesh, part, 6, {"x": rows[2 * part.index : 2 * part.index + 2]})
+batch = parallel.place_batch(mesh, part, 6, {"x": rows[2 * part.block : 2 * part.block + 2]})
 assert part == (me, 2, None) and (parallel.to_host(batch)["x"] == rows).all()
 mesh = parallel.make_mesh("seq=4")
 part = parallel.local_part(mesh, 4, 12)

@@ -12,7 +12,8 @@ from jax.sharding import AxisType, PartitionSpec as P
 from tolerances import GRADIENTS, OUTPUTS, assert_close
 
 import lineax_seq as ls
-from lineax_seq.parallel import prefix, sequence, sequence_parallel
+from lineax_seq.parallel import prefix, sequence_parallel
+from lineax_seq.parallel.summary import mapped, over, shard_summary, zero_state
 
 LENGTH, CHUNK = 48, 8  # on four devices a shard is a chunk and a half
 DOCUMENTS = (5, 24, 25, 41)  # inside a shard, on a border, a document of one token
@@ -230,7 +231,7 @@ def test_not_causal(name):
 @pytest.mark.parametrize("devices", [2, 5])
 def test_prefix(strategy, options, devices, reverse, x64):
     """Dense maps that do not commute, against applying them one after the other."""
-    monoid = sequence._mapped(ls.delta_rule.recurrence.monoid, 2)
+    monoid = mapped(ls.delta_rule.recurrence.monoid, 2)
     keys = jax.random.split(jax.random.key(0), 3)
     transitions = jax.random.normal(keys[0], (devices, 2, 3, 4, 4)) / 2
     offsets, state = jax.random.normal(keys[1], (devices, 2, 3, 4, 6)), jax.random.normal(keys[2], (2, 3, 4, 6))
@@ -258,15 +259,15 @@ def test_a_shard_s_summary_is_its_tokens(operator, x64):
     run = functools.partial(ls.forms.chunk, record, None, 4)
 
     @functools.partial(jax.jit, static_argnums=(0,))
-    def summary(record, reset):
+    def summarise(record, reset):
         fields, reset, _ = ls.operator.prepared(operator, case.args, reset, None)
-        return sequence._summary(record, run, fields, reset, sequence._zero_state(record, fields), lead)
+        return shard_summary(record, run, fields, reset, zero_state(record, fields), lead)
 
     slow = dataclasses.replace(record, monoid=record.monoid._replace(total=None, probe=None))
-    assert_close(summary(record, None), summary(slow, None), OUTPUTS["float64"], "one document")
-    sent, told = summary(record, reset), summary(slow, reset)
+    assert_close(summarise(record, None), summarise(slow, None), OUTPUTS["float64"], "one document")
+    sent, told = summarise(record, reset), summarise(slow, reset)
     assert np.all(sent.forget) and np.all(told.forget)
-    apply, zero = sequence._over(record.monoid.apply, lead), jax.tree.map(jnp.zeros_like, case.state)
+    apply, zero = over(record.monoid.apply, lead), jax.tree.map(jnp.zeros_like, case.state)
     assert_close(apply(sent.summary, zero), apply(told.summary, zero), OUTPUTS["float64"], "the last document")
 
 

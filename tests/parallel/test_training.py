@@ -62,6 +62,7 @@ def quick_compilation():
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", False)
+        jax.clear_caches()  # other tests compare bits
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +83,9 @@ def test_rows_and_time_over_eight_devices(folder, one_device):
     assert_same_curve(folder / "mesh", one_device)
 
 
-# Process 1 dies when it should read its fourth batch: process 0 is in step 4 already, and waits for it.
-DYING = """
-import os, signal, sys, time
-from pathlib import Path
+# A run that calls `before(n)` in process 1 before it reads its n-th batch, n = 1, 2, ...
+HOOKED = """
+import sys
 import jax
 from experiments import train_lm
 from lineax_seq.data import train_iterator
@@ -98,14 +98,27 @@ class Batches:
 
     def __next__(self):
         self.asked += 1
-        if self.asked == 4 and jax.process_index() == 1:
-            while not Path(sys.argv[1]).exists():  # step 2 is saved while step 3 runs
-                time.sleep(0.05)
-            os.kill(os.getpid(), signal.SIGKILL)
+        if jax.process_index() == 1:
+            before(self.asked)
         return next(self.iterator)
 
 _language_model.train_iterator = Batches
 sys.exit(train_lm.main(sys.argv[2:]))
+"""
+# Process 0 is in step 4 already, and waits for process 1; step 2 was saved while step 3 ran.
+DIE = """
+def before(n):
+    if n == 4:
+        import os, signal, sys, time
+        while not os.path.exists(sys.argv[1]):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+STOP = """
+def before(n):
+    if n == 2:
+        import signal
+        signal.raise_signal(signal.SIGTERM)
 """
 
 
@@ -122,7 +135,7 @@ def killed(folder, one_device):
     """A run of two processes, one of which was killed: its directory, which the checkpoint of step 2 is in."""
     run = folder / "killed"
     saved = run / "checkpoints" / str(LAST_SAVED)
-    status, output = launched("-c", DYING, str(saved), *flags(folder, "killed", "--mesh", TWO_PROCESSES))
+    status, output = launched("-c", DIE + HOOKED, str(saved), *flags(folder, "killed", "--mesh", TWO_PROCESSES))
     assert status == 128 + signal.SIGKILL, output
     assert saved.is_dir() and not (run / "results.json").exists()
     assert output.count("step 1/") == 1, output  # one of them speaks
@@ -183,6 +196,16 @@ def test_what_does_not_fit_is_refused(folder, capsys):
     assert train_lm.main(flags(folder, "refused", "--distributed.processes", "2")) == 2
     assert "missing JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID" in capsys.readouterr().err
     assert not (folder / "refused").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_at_the_same_step(folder, one_device):
+    command = flags(folder, "stopped", "--mesh", TWO_PROCESSES)
+    status, output = launched("-c", STOP + HOOKED, "", *command)
+    assert status == 0 and output.count("stopped by SIGTERM, saved") == 1, output
+    assert len([r for r in read_metrics(folder / "stopped") if "loss" in r]) == 3  # the step after the signal's
+    assert train_lm.main(command) == 0
+    assert_same_curve(folder / "stopped", one_device)
 
 
 MORE = {

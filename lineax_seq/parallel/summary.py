@@ -1,0 +1,125 @@
+"""The summary of a shard for any recurrence, and the maps of cotangents that the backward pass composes.
+
+Leaves are `[B, HV, ...]` (`[B, ...]` where there are no heads): `lead` leading axes, over which the one-head functions
+of a monoid are mapped.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..layout import Layout
+from ..monoid import Monoid, Segmented
+from ..recurrence import Recurrence
+from ..typing import Inputs, State, Summary
+from . import prefix
+from .varying import vary, varying
+
+# ---- the shard's summary
+
+
+def zero_state(recurrence: Recurrence, xs: Inputs) -> State:
+    """`[B, HV, ...]`, from shapes alone: the same on every device, and known to be."""
+    tokens = {name: (xs[name].shape[0], 1, *xs[name].shape[2:]) for name in recurrence.fields}
+    shapes = {name: tokens.get(name, x.shape) for name, x in xs.items()}
+    one = {name: jnp.zeros(shape, xs[name].dtype) for name, shape in shapes.items()}
+    return Layout(recurrence, one).zero_state(one)
+
+
+def shard_summary(recurrence: Recurrence, run: Callable, xs: Inputs, reset, zero: State, lead: int) -> Summary:
+    """Of all heads: leaves `[B, HV, ...]`. Of the shard's last document, where one starts inside it."""
+    layout, monoid = Layout(recurrence, xs), recurrence.monoid
+    wide, start = xs, zero
+    if monoid.probe is not None:
+        probe = over(monoid.probe, lead)(zero)
+        more = lambda name, x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, probe.shape[-1])])  # noqa: E731
+        columns = {name for name, dims in recurrence.fields.items() if dims.split()[-1] == "V"}
+        wide = {name: more(name, x) if name in columns else x for name, x in xs.items()}
+        start = jnp.concatenate([zero, probe], axis=-1)
+    reached = run(wide, reset, start)[0]
+
+    xs = layout.computed(xs, None)
+    element = jax.vmap(layout.over_heads(recurrence.element, "x"), (layout.token_axes,))
+    tokens = layout.merge_heads(element(layout.tokens_first(xs) | layout.parameters(xs)), 2)  # [T, B, HV, ...]
+    places = jnp.zeros((layout.batch, layout.length), jnp.int32) if reset is None else reset * jnp.arange(layout.length)
+    first = jnp.max(places, axis=1)
+    if monoid.total is not None:
+        summary = over(monoid.total, lead, axes=(1, 0, None), last=(1, 0, 0))(tokens, reached, first)
+    else:
+        folded = lambda tokens, first: _folded(monoid, tokens, first)  # noqa: E731
+        summary = over(folded, lead, axes=(1, None), last=(1, 0))(tokens, first)
+    if reset is None:
+        return summary
+    forget = jnp.any(reset, axis=1).reshape(-1, *(1,) * (lead - 1))
+    heads = jax.tree.leaves(zero)[0].shape[:lead]
+    return Segmented(jnp.broadcast_to(forget, heads), summary)
+
+
+def _folded(monoid: Monoid, tokens: Summary, first: jax.Array) -> Summary:
+    """The summaries of tokens first..T-1 of one head combined, one after the other."""
+
+    def body(summary, token):
+        t, one = token
+        joined = monoid.combine(summary, one)
+        return prefix.choose(t <= first, one, joined), None
+
+    start = jax.tree.map(lambda x: x[0], tokens)
+    rest = jax.tree.map(lambda x: x[1:], tokens)
+    return lax.scan(body, start, (jnp.arange(1, 1 + len(jax.tree.leaves(rest)[0])), rest))[0]
+
+
+def over(fn: Callable, lead: int, axes: Any = 0, last: Any = None) -> Callable:
+    """`fn` over `lead` leading axes; `last` are the axes of the outermost, where it differs."""
+    for _ in range(lead - 1):
+        fn = jax.vmap(fn, axes)
+    return jax.vmap(fn, axes if last is None else last)
+
+
+def mapped(monoid: Monoid, lead: int) -> Monoid:
+    """The monoid over batch and heads."""
+    columns = None
+    if (one := monoid.columns) is not None:
+
+        def columns(summary, first, size):
+            return over(lambda summary: one(summary, first, size), lead)(summary)
+
+    return Monoid(
+        over(monoid.combine, lead),
+        over(monoid.apply, lead),
+        over(monoid.identity, lead),
+        adjoint=monoid.adjoint and over(monoid.adjoint, lead),
+        columns=columns,
+    )
+
+
+# ---- the backward pass's summaries
+
+
+class Adjoint(NamedTuple):
+    """`L -> (d apply / d state)^T L + tail`, from the end of a stretch to its start."""
+
+    summary: Summary
+    entering: State
+    tail: State
+
+
+def adjoint_monoid(monoid: Monoid) -> Monoid:
+    """Of the maps of cotangents; `earlier` is what comes later in time."""
+    if monoid.adjoint is not None:
+        return monoid
+
+    def apply(element: Adjoint, cotangent: State) -> State:
+        out, pull = jax.vjp(lambda state: monoid.apply(element.summary, state), element.entering)
+        cotangent = jax.tree.map(lambda d, x: vary(d, varying(x)), cotangent, out)
+        return jax.tree.map(jnp.add, element.tail, pull(cotangent)[0])
+
+    def combine(earlier: Adjoint, later: Adjoint) -> Adjoint:
+        return Adjoint(monoid.combine(later.summary, earlier.summary), later.entering, apply(later, earlier.tail))
+
+    def identity(state: State) -> Adjoint:
+        return Adjoint(monoid.identity(state), state, jax.tree.map(jnp.zeros_like, state))
+
+    return Monoid(combine, apply, identity)

@@ -1,0 +1,54 @@
+"""mLSTM on the kernel of one decay per head: its state is kept over exp(m), m the largest log-weight so far.
+
+m_t = max(f_t + m_{t-1}, i_t) is a scan of its own, without the vectors. With it decays are exp(f_t + m_{t-1} - m_t) and
+keys exp(i_t - m_t) k_t, none above its input, and o_t = q_t C_t / max(|q_t n_t|, exp -m_t). The kernel runs twice: n is
+the state of values that are one.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..block_sizes import BlockSizes
+from ._call import WIDTHS, chunk_form
+from .scalar import SCALAR_DECAY
+
+EMPTY = -1e30  # log of nothing, and far from overflowing when added up
+LARGEST_LOG = 40.0  # exp(-m) below which a denominator counts as exp(-40): its inverse square is a float32
+
+
+def chunk_form_stabilised(
+    scale: float | None,
+    chunk_size: int | None,
+    fields: dict,
+    reset: jax.Array | None,
+    state: tuple[jax.Array, jax.Array, jax.Array],
+    blocks: BlockSizes | None = None,
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
+    """As `chunk_form`, with log-gates i and f [B, T, HV] and the state (C [B, HV, K, V], n [B, HV, K], m [B, HV])."""
+    q, k, v = (fields[name] for name in ("q", "k", "v"))
+    i, f = (fields[name].astype(jnp.float32) for name in ("i", "f"))
+    C, n, m = state
+    if reset is not None:
+        f = jnp.where(reset[:, :, None], EMPTY, f)
+    decay, largest = lax.associative_scan(
+        lambda earlier, later: (earlier[0] + later[0], jnp.maximum(earlier[1] + later[0], later[1])), (f, i), axis=1
+    )
+    # a constant to gradients: it only keeps the numbers in range
+    size = lax.stop_gradient(jnp.maximum(decay + m[:, None], largest))
+    before = jnp.concatenate([m[:, None], size[:, :-1]], axis=1)
+
+    shared = v.shape[2] // k.shape[2]
+    keys = (jnp.exp(i - size)[..., None] * jnp.repeat(k, shared, axis=2)).astype(k.dtype)
+    tokens = {"q": jnp.repeat(q, shared, axis=2), "k": keys, "v": v, "g": f + before - size}
+    ones = jnp.ones((*v.shape[:3], WIDTHS[0]), v.dtype)
+    counts = jnp.broadcast_to(n[..., None], (*n.shape, WIDTHS[0]))
+    C, numerator = chunk_form(SCALAR_DECAY, scale, chunk_size, tokens, reset, C, blocks)
+    n, denominator = chunk_form(SCALAR_DECAY, scale, chunk_size, {**tokens, "v": ones}, reset, counts, blocks)
+    # both sides of max(|q n|, exp -m) times exp(min(m, 0)), so that exp(-m) does not overflow
+    down = jnp.exp(jnp.minimum(size, 0))
+    divisor = jnp.maximum(
+        jnp.abs(denominator[..., 0].astype(jnp.float32)) * down, jnp.exp(-jnp.clip(size, 0, LARGEST_LOG))
+    )
+    o = numerator.astype(jnp.float32) * (down / divisor)[..., None]
+    return (C, n[..., 0], size[:, -1]), o.astype(v.dtype)
