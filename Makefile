@@ -12,6 +12,10 @@ python := $(VENV)/bin/python
 # Most of a test's time is compiling, which uses one core.
 parallel := -n 2 --dist loadgroup
 comma := ,
+# The TPU's compiler runs on any Linux machine. It lies outside the environment, for tests alone: inside, every start of
+# jax would look for a TPU.
+tpu := $(VENV)/tpu-compiler
+with_tpu := PYTHONPATH="$(tpu)$${PYTHONPATH:+:$$PYTHONPATH}"
 # Written last, so that a failed installation leaves none. It records what was asked for: "python=... extras=...".
 stamp := $(VENV)/.installed
 recorded := $(shell cat $(stamp) 2>/dev/null)
@@ -41,13 +45,13 @@ train: $(stamp) ## Train the small language model on real text (ARGS="--help" li
 	@echo "Training: python -m experiments.train_lm $(ARGS)"
 	@$(python) -m experiments.train_lm $(ARGS)
 
-test: $(stamp) ## Run the quick tests
+test: $(stamp) $(tpu)/.installed ## Run the quick tests
 	@echo "Running the tests that are marked neither slow nor peers (make test-all runs all of them)"
-	@$(python) -m pytest $(parallel) $(ARGS)
+	@$(with_tpu) $(python) -m pytest $(parallel) $(ARGS)
 
-test-all: $(stamp) ## Run all tests
+test-all: $(stamp) $(tpu)/.installed ## Run all tests
 	@echo "Running all tests"
-	@$(python) -m pytest $(parallel) -m "" $(ARGS)
+	@$(with_tpu) $(python) -m pytest $(parallel) -m "" $(ARGS)
 
 lint: $(stamp) ## Check style, format and types
 	$(python) -m ruff check .
@@ -58,9 +62,9 @@ bench: $(stamp) ## Time every recurrence and form on this machine
 	@echo "Timing: python -m experiments.bench_recurrences $(ARGS)"
 	@$(python) -m experiments.bench_recurrences $(ARGS)
 
-notebooks: $(stamp) ## Execute the notebooks from start to end, leaving the files as they are
+notebooks: $(stamp) $(tpu)/.installed ## Execute the notebooks from start to end, leaving the files as they are
 	@echo "Executing the notebooks"
-	@$(python) -m pytest -m "" tests/test_notebooks.py $(ARGS)
+	@$(with_tpu) $(python) -m pytest -m "" tests/test_notebooks.py $(ARGS)
 
 clean: ## Remove the environment, caches and builds (runs are kept)
 	rm -rf $(VENV) .cache build dist *.egg-info
@@ -79,3 +83,11 @@ endif
 	@echo "Installing lineax_seq and what it needs into $(VENV) (some minutes and about 1.5 GB the first time)"
 	@$(python) -m pip install -qq --disable-pip-version-check --editable ".[dev$(addprefix $(comma),$(wanted_extras))]"
 	@echo "python=$(wanted_python) extras=$(wanted_extras)" >$@
+
+$(tpu)/.installed: $(stamp)
+	@echo "Installing the TPU compiler into $(tpu) (200 MB), the version that this jax wants"
+	@mkdir -p $(tpu)
+	@wanted=$$($(python) -c "import importlib.metadata as m; print(next(r.split(';')[0] for r in m.requires('jax') if r.startswith('libtpu')))") && \
+	    $(python) -m pip install -qq --disable-pip-version-check --no-deps --upgrade --target $(tpu) "$$wanted" || \
+	    echo "make: no TPU compiler for this machine; the tests that need it are skipped"
+	@touch $@

@@ -75,8 +75,15 @@ RATES = Argument("B T HV", rate)
 
 
 def draw(arguments: Mapping[str, Argument], key: jax.Array, sizes: Mapping[str, int], dtype=jnp.float32) -> dict:
-    """Example arguments by name, drawn in float32, then cast; `sizes` gives every letter, HV defaults to H, NH to 2."""
+    """Example arguments by name, drawn in float32, then cast; `sizes` gives every letter, HV defaults to H, NH to 2.
+
+    Raises:
+        ValueError: letters without a size.
+    """
     sizes = {"HV": sizes.get("H", 1), "NH": 2, **sizes}
+    missing = sorted({letter for argument in arguments.values() for letter in argument.letters} - sizes.keys())
+    if missing:
+        raise ValueError(f"example: no size for {', '.join(missing)}; give each as a keyword, as in {missing[0]}=16.")
     keys = jax.random.split(key, len(arguments))
     return {
         name: argument.draw(k, tuple(sizes[letter] for letter in argument.letters)).astype(dtype)

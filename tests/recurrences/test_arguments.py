@@ -124,3 +124,8 @@ def test_bidirectional_linear_attention(packed, x64):
     last = jnp.ones(21) if segments is None else segments[0] == 1
     kv = jnp.einsum("jhk,jhv,j->hkv", k, v, last) + (0 if packed else state[0])
     assert jnp.allclose(final[0], kv, atol=1e-12)
+
+
+def test_examples_want_every_size():
+    with pytest.raises(ValueError, match="no size for K, V"):
+        ls.gla.example(jax.random.key(0), B=1, T=4, H=1)
