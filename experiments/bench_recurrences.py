@@ -186,14 +186,18 @@ def compiled(fn: Callable, args: dict, which: str) -> Callable:
 
 
 def minima(runs: dict[str, Callable], args: dict[str, dict], rounds: int) -> dict[str, float]:
-    """Seconds: the least over `rounds`, all candidates taking turns."""
+    """Seconds: the least over `rounds`, all candidates taking turns.
+
+    A turn is two calls, of which the second is timed: the first has to get the memory back from the system that a large
+    candidate before it gave up, which costs more than many a computation.
+    """
     best = dict.fromkeys(runs, float("inf"))
-    for turn in range(rounds + 1):  # the first one warms up
+    for _ in range(rounds):
         for label, run in runs.items():
+            jax.block_until_ready(run(**args[label]))
             start = time.perf_counter()
             jax.block_until_ready(run(**args[label]))
-            if turn:
-                best[label] = min(best[label], time.perf_counter() - start)
+            best[label] = min(best[label], time.perf_counter() - start)
     return best
 
 

@@ -144,10 +144,12 @@ class Program:
             if i.opcode in ("dynamic-slice", "slice"):
                 return type_bytes(i.types) * (2 if operands and VMEM not in operands[0].types else 1)
             return type_bytes(i.types) + sum(type_bytes(o.types) for o in operands)
-        total = type_bytes(i.types)
-        for result in _results(body):
-            if result.opcode == "dynamic-update-slice" and VMEM not in i.types:  # in place: only the slice is written
-                total += type_bytes(body[result.operands[1]].types, hbm_only=False) - type_bytes(result.types)
+        total = 0
+        for result, (dtype, dims, layout) in zip(_results(body), _TYPE.findall(i.types), strict=True):
+            if result.opcode == "dynamic-update-slice" and VMEM not in layout:  # in place: only the slice is written
+                total += type_bytes(body[result.operands[1]].types, hbm_only=False)
+            else:
+                total += type_bytes(f"{dtype}[{dims}]{{{layout}}}")
         for number, operand in enumerate(operands):
             parameter = next((b.name for b in body.values() if b.is_parameter(number)), "")
             total += min(type_bytes(operand.types), _read(body, parameter)) if parameter else type_bytes(operand.types)

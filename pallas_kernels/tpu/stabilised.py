@@ -2,7 +2,7 @@
 
 m_t = max(f_t + m_{t-1}, i_t) is a scan of its own, without the vectors. With it decays are exp(f_t + m_{t-1} - m_t) and
 keys exp(i_t - m_t) k_t, none above its input, and o_t = q_t C_t / max(|q_t n_t|, exp -m_t). The kernel runs twice: n is
-the state of values that are one.
+the state of values that are one. Products are float32's: the quotient magnifies what they lose.
 """
 
 import jax
@@ -26,7 +26,7 @@ def chunk_form_stabilised(
     blocks: BlockSizes | None = None,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
     """As `chunk_form`, with log-gates i and f [B, T, HV] and the state (C [B, HV, K, V], n [B, HV, K], m [B, HV])."""
-    q, k, v = (fields[name] for name in ("q", "k", "v"))
+    q, k, v = (fields[name].astype(jnp.float32) for name in ("q", "k", "v"))
     i, f = (fields[name].astype(jnp.float32) for name in ("i", "f"))
     C, n, m = state
     if reset is not None:
@@ -39,7 +39,7 @@ def chunk_form_stabilised(
     before = jnp.concatenate([m[:, None], size[:, :-1]], axis=1)
 
     shared = v.shape[2] // k.shape[2]
-    keys = (jnp.exp(i - size)[..., None] * jnp.repeat(k, shared, axis=2)).astype(k.dtype)
+    keys = jnp.exp(i - size)[..., None] * jnp.repeat(k, shared, axis=2)
     tokens = {"q": jnp.repeat(q, shared, axis=2), "k": keys, "v": v, "g": f + before - size}
     ones = jnp.ones((*v.shape[:3], WIDTHS[0]), v.dtype)
     counts = jnp.broadcast_to(n[..., None], (*n.shape, WIDTHS[0]))
@@ -47,8 +47,6 @@ def chunk_form_stabilised(
     n, denominator = chunk_form(SCALAR_DECAY, scale, chunk_size, {**tokens, "v": ones}, reset, counts, blocks)
     # both sides of max(|q n|, exp -m) times exp(min(m, 0)), so that exp(-m) does not overflow
     down = jnp.exp(jnp.minimum(size, 0))
-    divisor = jnp.maximum(
-        jnp.abs(denominator[..., 0].astype(jnp.float32)) * down, jnp.exp(-jnp.clip(size, 0, LARGEST_LOG))
-    )
-    o = numerator.astype(jnp.float32) * (down / divisor)[..., None]
-    return (C, n[..., 0], size[:, -1]), o.astype(v.dtype)
+    divisor = jnp.maximum(jnp.abs(denominator[..., 0]) * down, jnp.exp(-jnp.clip(size, 0, LARGEST_LOG)))
+    o = numerator * (down / divisor)[..., None]
+    return (C, n[..., 0], size[:, -1]), o.astype(fields["v"].dtype)
