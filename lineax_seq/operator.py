@@ -73,6 +73,10 @@ class Call(NamedTuple):
     implementations: tuple[str, ...]
     options: dict
 
+    def chunk_size_of(self, implementation: str) -> int | None:
+        """C, or None for kernels where the caller does not say: they have tuned ones of their own."""
+        return self.chunk_size if implementation == "xla" else self.options["chunk_size"]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Operator:
@@ -180,7 +184,7 @@ class Operator:
             return _scan(self, call.scale, call.xs, call.segment_ids, call.state)
         else:
             run = lambda name: _chunk(  # noqa: E731
-                self, name, call.scale, call.chunk_size, call.xs, call.segment_ids, call.state
+                self, name, call.scale, call.chunk_size_of(name), call.xs, call.segment_ids, call.state
             )
         return dispatch.first_accepting(self.name, call.implementations, run)
 
@@ -330,7 +334,7 @@ def _scan(operator: Operator, scale, xs, segment_ids, state):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _chunk(operator: Operator, implementation: str, scale, chunk_size: int, xs, segment_ids, state):
+def _chunk(operator: Operator, implementation: str, scale, chunk_size: int | None, xs, segment_ids, state):
     fields, reset, state = prepared(operator, xs, resets(segment_ids), state)
     if implementation == "xla":
         run = functools.partial(forms.chunk, operator.recurrence)

@@ -46,8 +46,8 @@ class Axis(NamedTuple):
 
 
 def pack(tree, lead: int) -> tuple[jax.Array, Callable]:
-    """All leaves as one array `[*lead, features]` in their widest float dtype, and the way back (also from
-    `[P, *lead, features]`). The leading axes stay, so that a mesh axis may shard them."""
+    """All leaves as one array `[*lead, features]` in their widest float dtype, and the way back. The leading axes stay,
+    so that a mesh axis may shard them."""
     leaves, structure = jax.tree.flatten(tree)
     dtype = jnp.result_type(*(x.dtype for x in leaves if x.dtype != bool))
     flat = [x.reshape(*x.shape[:lead], -1).astype(dtype) for x in leaves]
@@ -56,10 +56,9 @@ def pack(tree, lead: int) -> tuple[jax.Array, Callable]:
         ends.append(ends[-1] + x.shape[-1])
 
     def unpack(packed: jax.Array):
-        outer = packed.shape[: packed.ndim - 1 - lead]
         parts = [packed[..., i:j] for i, j in zip(ends, ends[1:], strict=False)]
         back = lambda part, x: part > 0.5 if x.dtype == bool else part.astype(x.dtype)  # noqa: E731
-        parts = [back(part, x).reshape(*outer, *x.shape) for part, x in zip(parts, leaves, strict=True)]
+        parts = [back(part, x).reshape(x.shape) for part, x in zip(parts, leaves, strict=True)]
         return jax.tree.unflatten(structure, parts)
 
     return jnp.concatenate(flat, axis=-1), unpack
@@ -75,19 +74,20 @@ def all_gather(monoid: Monoid, summary: Summary, state: State, axis: Axis, lead:
     Source: Sun et al. 2025, arXiv:2502.07563, algorithm 2.
     """
     packed, unpack = pack(summary, lead)
-    gathered = unpack(lax.all_gather(packed, axis.name, to="invarying"))
-    if axis.reverse:
-        gathered = jax.tree.map(lambda x: x[::-1], gathered)
-    index = axis.index
+    gathered = lax.all_gather(packed, axis.name, to="invarying")
+    size, index = axis.size, axis.index
 
-    def body(carry, one):
+    def body(carry, place):
         entering, state = carry
-        place, summary = one
+        # unpacked one by one: all at once, the compiler keeps several copies of them
+        summary = unpack(
+            lax.dynamic_index_in_dim(gathered, size - 1 - place if axis.reverse else place, keepdims=False)
+        )
         state = monoid.apply(summary, state)
         return (choose(place < index, state, entering), state), None
 
     start = (choose(index >= 0, state, state), state)  # the first one differs between devices from here on
-    (entering, final), _ = lax.scan(body, start, (jnp.arange(axis.size), gathered), unroll=min(axis.size, 8))
+    (entering, final), _ = lax.scan(body, start, jnp.arange(size))
     return entering, final
 
 

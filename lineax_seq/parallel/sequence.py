@@ -55,7 +55,7 @@ def on_shard(operator: Operator, implementation: str, call: Call, first_head: ja
         raise NotImplementedError(f"{implementation}: the token scan has no kernel")
     how = (options["axis_name"], options["strategy"], options["form"], options["causal"])
     tokens = call.xs, call.segment_ids, call.state, first_head
-    return _on_shard(operator, implementation, how, call.scale, call.chunk_size, *tokens)
+    return _on_shard(operator, implementation, how, call.scale, call.chunk_size_of(implementation), *tokens)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))

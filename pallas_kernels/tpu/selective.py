@@ -23,6 +23,7 @@ from .vector import check
 
 TURN = 16  # tokens of a turn of the loop, and of a register of bfloat16
 CHANNEL_BLOCK = 1024
+CHUNK = 64  # tokens between kept states where the caller does not say
 KEPT_BYTES = 8 << 20  # of a chunk's recomputed states
 VMEM_LIMIT = 48 << 20
 LANES = 128
@@ -338,7 +339,7 @@ def _over_mesh(run, operands: list[str], results: list[str], arrays: tuple):
     return over_mesh(lambda *own: tuple(run(*own)), operands, results, {"H": 1, "HV": 1}, arrays)
 
 
-def selective(scale: float | None, chunk_size: int, fields: dict, reset: jax.Array | None, state: jax.Array):
+def selective(scale: float | None, chunk_size: int | None, fields: dict, reset: jax.Array | None, state: jax.Array):
     """(final state, y) of the record `selective`: u, dt `[B, T, D]`, B, C `[B, T, N]`, A `[D, N]`, state `[B, D, N]`.
 
     Raises:
@@ -358,5 +359,5 @@ def selective(scale: float | None, chunk_size: int, fields: dict, reset: jax.Arr
     rows = jnp.concatenate(
         [fields["B"], fields["C"], *([] if reset is None else [reset[..., None].astype(fields["B"].dtype)])], axis=-1
     )
-    final, y = selective_scan(u, dt, rows, A.T.astype(jnp.float32), jnp.swapaxes(state, 1, 2), chunk_size)
+    final, y = selective_scan(u, dt, rows, A.T.astype(jnp.float32), jnp.swapaxes(state, 1, 2), chunk_size or CHUNK)
     return jnp.swapaxes(final, 1, 2), y

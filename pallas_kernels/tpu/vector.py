@@ -234,7 +234,7 @@ def check(scale: float | None, fields: dict) -> None:
         )
 
 
-def vector_decay(scale: float | None, chunk_size: int, fields: dict, reset: jax.Array | None, state: jax.Array):
+def vector_decay(scale: float | None, chunk_size: int | None, fields: dict, reset: jax.Array | None, state: jax.Array):
     """(final state, o) of the record `vector_decay`: fields x and g `[B, T, D]`, state `[B, D]`.
 
     There is nothing that `chunk_size` could change: no state is kept, and the sums of a step do not depend on it.
