@@ -5,7 +5,7 @@ With S the bytes of the state and T those of the transition that go with it, on 
     strategy    rounds         bytes in turn                   note
     all_gather  1              (P-1) (S + T)                   the only one that other work can hide
     ring        P-1            (P-1) S                         a device waits for all before it
-    tree        ceil(log2 P)   ceil(log2 P) (S + T)
+    tree        ceil(log2 P)   ceil(log2 P) (S + T)            on a ring of links (P-1) (S + T): they are shared
     all_scan    P+M-2          (P+M-2) S / M                   M blocks of columns; T stays
 
 All but the all-gather send the last state back to everyone, an all-reduce of S: 2 S bytes in one more round.
@@ -13,6 +13,8 @@ All but the all-gather send the last state back to everyone, an all-reduce of S:
 
 import dataclasses
 import math
+
+import jax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +24,18 @@ class Link:
     Attributes:
         latency: seconds until the first byte, the start of the collective included.
         bandwidth: bytes per second in one direction.
+        switched: whether any two devices are neighbours (NVLink, a switch), or only those next to each other on a ring
+            (a TPU's torus), where a message over d devices keeps d links busy.
     """
 
     latency: float = 2e-6
     bandwidth: float = 50e9
+    switched: bool = True
+
+
+def link_here() -> Link:
+    """The default: numbers of this order hold for TPU and GPU pods."""
+    return Link(switched=jax.default_backend() != "tpu")
 
 
 def message_rounds(strategy: str, devices: int, state_bytes: int, transition_bytes: int, blocks: int = 1):
@@ -44,8 +54,10 @@ def predicted_seconds(
     strategy: str, devices: int, state_bytes: int, transition_bytes: int, blocks: int = 1, link: Link | None = None
 ) -> float:
     """Time of one exchange that nothing hides."""
-    link = link or Link()
+    link = link or link_here()
     rounds, volume = message_rounds(strategy, devices, state_bytes, transition_bytes, blocks)
+    if strategy == "tree" and not link.switched:
+        volume = (devices - 1) * (state_bytes + transition_bytes)
     if strategy != "all_gather" and devices > 1:
         rounds, volume = rounds + 1, volume + 2 * state_bytes
     return rounds * link.latency + volume / link.bandwidth
@@ -56,7 +68,7 @@ def blocks(devices: int, state_bytes: int, columns: int, link: Link | None = Non
 
     (P-2+M)(latency + S/(M bandwidth)) is least at M = sqrt((P-2) S / (latency bandwidth)).
     """
-    link = link or Link()
+    link = link or link_here()
     best = max(2.0, math.sqrt(max(devices - 2, 0) * state_bytes / (link.latency * link.bandwidth)))
     return max(d for d in range(1, columns + 1) if columns % d == 0 and (d <= best or d == 1))
 

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, PartitionSpec as P
 from tolerances import GRADIENTS, OUTPUTS, assert_close
 
 import lineax_seq as ls
-from lineax_seq.parallel import prefix, sequence_parallel
+from lineax_seq.parallel import cost, prefix, sequence_parallel
 from lineax_seq.parallel.summary import mapped, over, shard_summary, zero_state
 
 LENGTH, CHUNK = 48, 8  # on four devices a shard is a chunk and a half
@@ -248,6 +248,21 @@ def test_prefix(strategy, options, devices, reverse, x64):
         assert_close(entering[p], state, 1e-13, f"device {p}")
         state = transitions[p] @ state + offsets[p]
     assert_close(final, state, 1e-13, "final")
+
+
+@pytest.mark.parametrize(
+    ("devices", "state", "transition", "switched", "best"),
+    [
+        (2, 1 << 20, 1 << 20, True, "all_gather"),
+        (8, 1 << 12, 0, True, "all_gather"),  # too small for rounds to pay
+        (64, 1 << 16, 0, True, "tree"),
+        (64, 1 << 20, 1 << 20, True, "all_scan"),
+        (64, 1 << 20, 0, False, "all_scan"),
+    ],
+)
+def test_cheapest(devices, state, transition, switched, best):
+    link = cost.Link(latency=2e-6, bandwidth=50e9, switched=switched)
+    assert cost.cheapest(devices, state, transition, 128, link) == best
 
 
 @every_recurrence
