@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .layout import Layout, MappedChunk, pad_time
-from .recurrence import Recurrence, Shortcut, step
+from .recurrence import Recurrence, step
 from .typing import Inputs, State
 
 # Tokens of all sequences and heads that a block holds on a CPU, where its arrays should stay in cache. Forward alone
@@ -81,7 +81,9 @@ class _Chunked:
         self.layout = Layout(recurrence, xs)
         self.dtypes = {name: x.dtype for name, x in xs.items()}
         chunks = -(-self.layout.length // chunk_size)
-        self.blocks = -(-chunks // max(1, self._chunks_at_once(xs)))
+        most = self._chunks_at_once(xs)
+        self.at_once = most >= self.layout.length
+        self.blocks = -(-chunks // max(1, most))
         self.chunks = -(-chunks // self.blocks)  # of a block
         padded = self.blocks * self.chunks * chunk_size
         pad = lambda name, x: pad_time(x, padded, recurrence.padding.get(name, 0))  # noqa: E731
@@ -110,25 +112,38 @@ class _Chunked:
         return x | self.layout.parameters(part), keep
 
     def _cheapest(self, block: jax.Array, run: Callable):
-        """`run(shortcut)` with the first shortcut that applies to the block, or None.
+        """`run(form)` with `form(keep)` the chunk form that takes the first shortcut that applies to the block.
 
-        `run` takes the inputs itself: what crosses the border of a branch is written to memory first.
+        On a CPU all of `run` is decided at once, and takes the inputs itself: what crosses the border of a branch is
+        written to memory first. Where all chunks are one block, only `prepare` waits for the decision, and the rest
+        for nothing in it: so a shard can prepare its chunks while the state that enters it is on its way.
         """
         shortcuts = [s for s in self.recurrence.shortcuts if self.chunk_size > s.longer_than]
+        forms = [functools.partial(MappedChunk, self.layout, shortcut) for shortcut in (*shortcuts, None)]
         if not shortcuts:
-            return run(None)
-        x, _ = self._inputs(block)
+            return run(forms[-1])
+        x, keep = self._inputs(block)
         applies = jnp.stack([*(shortcut.applies(x) for shortcut in shortcuts), jnp.ones((), bool)])
-        branches = [functools.partial(run, shortcut) for shortcut in (*shortcuts, None)]
-        return lax.switch(jnp.argmax(applies), branches)
+        first = jnp.argmax(applies)
+        prepares = [form(keep).prepare_all for form in forms]
+        if not self.at_once or not _interchangeable(prepares, x):
+            return lax.switch(first, [functools.partial(run, form) for form in forms])
+
+        def choosing(keep):
+            form = forms[-1](keep)
+            form.prepare_all = functools.partial(lax.switch, first, prepares)
+            return form
+
+        return run(choosing)
 
     def forward(self, state: State, keep_entries: bool):
         """`((final state, o), entries)`: the states that enter the chunks `[blocks, N, B, H, (n,) ...]`, or None."""
         field = self.recurrence.output_field
 
         def block(state, index):
-            def run(shortcut):
-                new, o, entries = _block_forward(self.layout, shortcut, *self._inputs(index), state)
+            def run(form):
+                x, keep = self._inputs(index)
+                new, o, entries = _block_forward(form(keep), x, state)
                 return new, self.layout.time_back(field, o).astype(self.dtypes[field]), entries
 
             new, o, entries = self._cheapest(index, run)
@@ -147,10 +162,11 @@ class _Chunked:
             index, entries_b = index_and_entries
             back = lambda name, d: self.layout.time_back(name, d).astype(self.dtypes[name])  # noqa: E731
 
-            def run(shortcut):
+            def run(form):
+                x, keep = self._inputs(index)
                 d_o_b = self._time(d_o, index).astype(self.layout.dtype)
                 d_o_b = self.layout.chunks_first(field, d_o_b, self.chunk_size)
-                d_x, d_before = _block_backward(self.layout, shortcut, *self._inputs(index), entries_b, d_state, d_o_b)
+                d_x, d_before = _block_backward(form(keep), x, entries_b, d_state, d_o_b)
                 if self.scale is not None:
                     d_x = {**d_x, "q": d_x["q"] * self.scale}
                 fields = self.recurrence.fields
@@ -183,8 +199,15 @@ class _Chunked:
         return x.reshape(x.shape[0], -1, *x.shape[3:])[:, : self.layout.length]
 
 
-def _block_forward(layout: Layout, shortcut: Shortcut | None, x: Inputs, keep, state: State):
-    form = MappedChunk(layout, keep, shortcut)
+def _interchangeable(prepares: list[Callable], x: Inputs) -> bool:
+    """Whether all give factors of one kind."""
+    first, *others = (jax.eval_shape(prepare, x) for prepare in prepares)
+    return all(jax.tree.structure(o) == jax.tree.structure(first) for o in others) and all(
+        jax.tree.leaves(o) == jax.tree.leaves(first) for o in others
+    )
+
+
+def _block_forward(form: MappedChunk, x: Inputs, state: State):
     factors = form.prepare_all(x)
 
     def body(state, factors_c):
@@ -195,10 +218,7 @@ def _block_forward(layout: Layout, shortcut: Shortcut | None, x: Inputs, keep, s
     return state, form.readout_all(factors, entries, extras), entries
 
 
-def _block_backward(
-    layout: Layout, shortcut: Shortcut | None, x: Inputs, keep, entries: State, d_state: State, d_o: jax.Array
-):
-    form = MappedChunk(layout, keep, shortcut)
+def _block_backward(form: MappedChunk, x: Inputs, entries: State, d_state: State, d_o: jax.Array):
     factors, pull_prepare = jax.vjp(form.prepare_all, x)
     (_, extras), pull_advance = jax.vjp(form.advance_all, factors, entries)
     _, pull_readout = jax.vjp(form.readout_all, factors, entries, extras)
@@ -208,7 +228,7 @@ def _block_backward(
     # are tokens of a loop, which would run twice.
     def body(d_state, chunk):
         factors_c, entry, d_entry, d_extra = chunk
-        if layout.recurrence.walks_tokens:
+        if form.walks_tokens:
             _, pull = jax.vjp(form.advance, factors_c, entry)
             d_factors_c, d_before = pull((d_state, d_extra))
         else:
@@ -217,6 +237,6 @@ def _block_backward(
         return jax.tree.map(jnp.add, d_before, d_entry), d_factors_c
 
     d_state, d_through = lax.scan(body, d_state, (factors, entries, d_entries, d_extras), reverse=True)
-    if not layout.recurrence.walks_tokens:
+    if not form.walks_tokens:
         d_through, _ = pull_advance((d_through, d_extras))
     return pull_prepare(jax.tree.map(jnp.add, d_factors, d_through))[0], d_state

@@ -121,7 +121,8 @@ class Layout:
 class MappedChunk:
     """A recurrence's chunk form over batch and heads; the functions ending in `_all` over the chunks too."""
 
-    def __init__(self, layout: Layout, keep: jax.Array | None, shortcut: Shortcut | None = None):
+    def __init__(self, layout: Layout, shortcut: Shortcut | None, keep: jax.Array | None):
+        self.walks_tokens = layout.recurrence.walks_tokens
         prepare, advance, readout = layout.recurrence.chunk_form(shortcut)
         self.advance = layout.over_heads(advance, "ss")
         self.advance_all = jax.vmap(self.advance)

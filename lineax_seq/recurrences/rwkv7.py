@@ -61,9 +61,7 @@ def _prepare(decayed: Callable, x: Inputs, keep: jax.Array | None) -> Factors:
     if docs is not None:
         reads, returns = _decay.mask(reads, docs.entry), _decay.mask(returns, docs.exit)
     state_reads, own_reads = unit_lower_solve(-ab, reads, product(ak, x["v"]))
-    return Factors(
-        base.reads, base.intra, qb, base.decay, base.offset, columns(returns), state_reads, own_reads
-    )
+    return Factors(base.reads, base.intra, qb, base.decay, base.offset, columns(returns), state_reads, own_reads)
 
 
 def _advance(factors: Factors, state: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -318,6 +318,21 @@ def test_the_parallel_chunks_of_accelerators(x64):
         assert_close(got, want, EXACT)
 
 
+@pytest.mark.parametrize("operator", [ls.gla, ls.kda, ls.lightnet], ids=lambda operator: operator.name)
+@pytest.mark.parametrize("strength", [0.1, 1.0, 30.0])
+def test_all_chunks_at_once_choose_how_to_prepare(operator, strength, monkeypatch, x64):
+    """Elsewhere than on a CPU all chunks are one block; of 32 tokens, so that every shortcut is worth it."""
+    monkeypatch.setattr(forms, "CPU_BLOCK_TOKENS", 1 << 40)
+    args = operator.example(jax.random.key(0), B=1, T=70, H=1, HV=2, K=4, V=4, dtype=jnp.float64)
+    scaled = "k" if operator is ls.lightnet else "g"
+    args[scaled] = args[scaled] * strength
+    fields, record = operator.fields(args), operator.recurrence
+    state = jax.tree.map(lambda s: s + 0.5, operator(**args)[1])
+    got = with_gradients(lambda xs, state: forms.chunk(record, None, 32, xs, None, state), fields, state)
+    want = with_gradients(lambda xs, state: forms.scan(record, None, xs, None, state), fields, state)
+    assert_close(got, want, EXACT)
+
+
 def griffin(args, starts, h):
     o = []
     for t in range(args["x"].shape[0]):
