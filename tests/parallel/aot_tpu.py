@@ -45,14 +45,21 @@ def facts(text: str) -> dict:
         elif name:
             computations[name].append(line)
 
+    def called(line: str) -> list[str]:
+        """Fusions and the branches of conditionals."""
+        several = re.findall(r"branch_computations=\{([^}]*)\}", line)
+        return re.findall(r"calls=%([\w.\-]+)", line) + [
+            name for names in several for name in re.findall(r"%([\w.\-]+)", names)
+        ]
+
     def multiplies(name: str) -> bool:
         lines = computations.get(name, [])
         return any(" convolution(" in line or " dot(" in line for line in lines) or any(
-            multiplies(called) for line in lines for called in re.findall(r"calls=%([\w.\-]+)", line)
+            multiplies(inner) for line in lines for inner in called(line)
         )
 
     lines = computations["entry"]
-    products = {i for i, line in enumerate(lines) for c in re.findall(r"calls=%([\w.\-]+)", line) if multiplies(c)}
+    products = {i for i, line in enumerate(lines) if any(multiplies(inner) for inner in called(line))}
     starts = [
         i for i, line in enumerate(lines) if re.search(r"%(async-collective-start|all-gather-start)[\w.]* =", line)
     ]
