@@ -144,12 +144,13 @@ class Program:
             if i.opcode in ("dynamic-slice", "slice"):
                 return type_bytes(i.types) * (2 if operands and VMEM not in operands[0].types else 1)
             return type_bytes(i.types) + sum(type_bytes(o.types) for o in operands)
-        total = 0
-        for result, (dtype, dims, layout) in zip(_results(body), _TYPE.findall(i.types), strict=True):
-            if result.opcode == "dynamic-update-slice" and VMEM not in layout:  # in place: only the slice is written
-                total += type_bytes(body[result.operands[1]].types, hbm_only=False)
-            else:
-                total += type_bytes(f"{dtype}[{dims}]{{{layout}}}")
+        total, results = type_bytes(i.types), _results(body)
+        written = _TYPE.findall(i.types)
+        if len(written) == len(results):  # else one instruction has them all, as a sort does
+            for result, (dtype, dims, layout) in zip(results, written, strict=True):
+                if result.opcode == "dynamic-update-slice" and VMEM not in layout:  # in place: only the slice
+                    total += type_bytes(body[result.operands[1]].types, hbm_only=False)
+                    total -= type_bytes(f"{dtype}[{dims}]")
         for number, operand in enumerate(operands):
             parameter = next((b.name for b in body.values() if b.is_parameter(number)), "")
             total += min(type_bytes(operand.types), _read(body, parameter)) if parameter else type_bytes(operand.types)

@@ -104,6 +104,11 @@ HLO = """HloModule jit_f, is_scheduled=true
   ROOT %both = (f32[64,8,128]{2,1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}) tuple(%u, %n)
 }
 
+%sort_it (m: f32[8,128]) -> (f32[8,128], f32[8,128]) {
+  %m = f32[8,128]{1,0:T(8,128)} parameter(0)
+  ROOT %sorted = (f32[8,128]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}) sort(%m, %m), dimensions={1}
+}
+
 %cheap (c: f32[8,128]) -> f32[8,128] {
   %c = f32[8,128]{1,0:T(8,128)} parameter(0)
   ROOT %small = f32[8,128]{1,0:T(8,128)} negate(%c)
@@ -118,6 +123,7 @@ ENTRY %main (x: f32[64,8,128], w: pred[], y: f32[8,128]) -> f32[8,128] {
   %x.1 = f32[64,8,128]{2,1,0:T(8,128)} parameter(0)
   %w = pred[] parameter(1)
   %y = f32[8,128]{1,0:T(8,128)} parameter(2)
+  %fusion.3 = (f32[8,128]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}) fusion(%y), kind=kCustom, calls=%sort_it
   %zero = s32[] constant(0)
   %tuple = (s32[], f32[64,8,128]{2,1,0:T(8,128)}) tuple(%zero, %x.1)
   %while = (s32[], f32[64,8,128]{2,1,0:T(8,128)}) while(%tuple), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"64"}}
@@ -132,11 +138,13 @@ def test_a_program_is_what_runs_how_often():
         "fusion.1": 64,
         "on_chip": 64,
         "fusion.2": 64,
+        "fusion.3": 1,
         "large": 1,
     }
     kilobytes = 8 * 128 * 4
     assert uses["fusion.1"].hbm_bytes == 2 * kilobytes + 4  # the slice, what becomes of it, and the index
     assert uses["fusion.2"].hbm_bytes == 3 * kilobytes + 4  # a slice read, written in place, and its copy
+    assert uses["fusion.3"].hbm_bytes == 3 * kilobytes  # read once, both results of one instruction
     assert uses["on_chip"].hbm_bytes == kilobytes  # its result stays on the chip
     assert uses["on_chip"].is_kernel and uses["on_chip"].vmem_bytes == 98304
 
