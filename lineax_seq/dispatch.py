@@ -44,15 +44,15 @@ def candidates(caller: str, implementation: str | Sequence[str] | None) -> tuple
     return names
 
 
-def kernel(recurrence: Recurrence, implementation: str) -> Callable:
-    """The kernel that replaces the chunk form of `recurrence`.
+def kernel(recurrence: Recurrence, implementation: str, table: str = "KERNELS") -> Callable:
+    """The kernel that replaces the chunk form of `recurrence`, or, of the table STEPS, one token.
 
     Raises:
         NotImplementedError: there is none, with the reason.
     """
     import pallas_kernels
 
-    kernels = getattr(pallas_kernels, "KERNELS", {})
+    kernels = getattr(pallas_kernels, table)
     if (implementation, recurrence.name) not in kernels:
         raise NotImplementedError(f"{implementation}: no kernel for recurrence {recurrence.name!r} yet")
     return kernels[implementation, recurrence.name]

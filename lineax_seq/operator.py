@@ -31,7 +31,7 @@ _COMMON_DOC = """
 
 Call: `o, final_state = {name}({arguments}, *, scale=None, initial_state=None, segment_ids=None, form="chunk",
 chunk_size=None, implementation=None, axis_name=None, strategy=None{directions})`; one token without its T axis:
-`o_t, state = {name}.step({arguments}, *, state, scale=None)`.
+`o_t, state = {name}.step({arguments}, *, state, scale=None, implementation=None)`.
 
 Args:
 {shapes}
@@ -213,14 +213,19 @@ class Operator:
         return Call(xs, segment_ids, state, scale, chunk_size, names, options)
 
     def step(self, *args, state: State | None = None, **kwargs) -> tuple[jax.Array, State]:
-        """One token: arguments without their T axis, `state` as a call returns it (None: zeros). Gives (o_t, state)."""
+        """One token: arguments without their T axis, `state` as a call returns it (None: zeros). Gives (o_t, state).
+
+        `implementation` as in a call: a kernel for one token, where there is one.
+        """
         caller = f"{self.name}.step"
-        values, options = checks.bind(caller, self.arguments, args, kwargs, {"scale": None})
+        values, options = checks.bind(caller, self.arguments, args, kwargs, {"scale": None, "implementation": None})
         xs, dims = checks.arrays(caller, values, {name: arg.token() for name, arg in self.arguments.items()})
         scale = self._scale(caller, options["scale"], dims)
         tokens = {name: x[:, None] if self.arguments[name].per_token else x for name, x in xs.items()}
         self._check_state(caller, "state", state, tokens)
-        o, final = _scan(self, scale, tokens, None, state)
+        names = dispatch.candidates(caller, options["implementation"])
+        run = lambda name: _step(self, name, scale, tokens, state)  # noqa: E731
+        o, final = dispatch.first_accepting(caller, names, run)
         return o[:, 0], final
 
     def example(self, key: jax.Array, *, dtype=jnp.float32, **sizes: int) -> dict[str, jax.Array]:
@@ -331,6 +336,20 @@ def finished(operator: Operator, xs: dict, result) -> tuple[jax.Array, State]:
 def _scan(operator: Operator, scale, xs, segment_ids, state):
     fields, reset, state = prepared(operator, xs, resets(segment_ids), state)
     return finished(operator, xs, forms.scan(operator.recurrence, scale, fields, reset, state))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _step(operator: Operator, implementation: str, scale, xs, state):
+    """One token, with its T axis of 1."""
+    if implementation == "xla":
+        return _scan(operator, scale, xs, None, state)
+    record, (fields, _, state) = operator.recurrence, prepared(operator, xs, None, state)
+    run = dispatch.kernel(record, implementation, "STEPS")
+    if Layout(record, fields).length > 1:
+        raise NotImplementedError(f"{implementation}: its kernel takes one step a token, not several")
+    token = {name: x[:, 0] if name in record.fields else x for name, x in fields.items()}
+    final, o = run(scale, token, state)
+    return finished(operator, xs, (final, o[:, None].astype(fields[record.output_field].dtype)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

@@ -31,6 +31,28 @@ def test_kernel_is_the_step(name, dtype, HV):
     check(name, dtype, HV)
 
 
+def test_the_public_step_takes_it():
+    """A recurrence in disguise: retention's decays come from its lowering."""
+    x = ls.retention.example(jax.random.key(0), B=2, T=1, H=2, HV=4, K=64, V=128)
+    x = {argument: value[:, 0] for argument, value in x.items()}
+    state = jax.random.normal(jax.random.key(1), (2, 4, 64, 128))
+    with pallas_kernels.interpret():
+        got = ls.retention.step(**x, state=state, implementation="mosaic_tpu")
+    assert_close(got, ls.retention.step(**x, state=state), OUTPUTS["float32"])
+
+
+def test_the_public_step_says_why_not():
+    x = ls.gated_delta_product.example(jax.random.key(0), B=1, T=1, H=1, K=64, V=64)
+    x = {argument: value[:, 0] for argument, value in x.items()}
+    with pallas_kernels.interpret(), pytest.raises(NotImplementedError, match="one step a token, not several"):
+        ls.gated_delta_product.step(**x, implementation="mosaic_tpu")
+    with pytest.raises(NotImplementedError, match="runs on cpu"):
+        ls.gla.step(
+            **{k: v[:, 0] for k, v in ls.gla.example(jax.random.key(0), B=1, T=1, H=1, K=64, V=64).items()},
+            implementation="mosaic_tpu",
+        )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("K", "V"), [(64, 128), (256, 64)])
