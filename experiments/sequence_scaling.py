@@ -42,6 +42,7 @@ import os
 import pathlib
 import re
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -172,10 +173,9 @@ def compile_ahead(config: Scaling, method: str, count: int, length: int) -> dict
         if needed is None:
             raise
         return {"collectives": None, "temp_bytes": float(needed.group(1)) * 2**30}  # too much for a chip
-    return {
-        "collectives": collectives(compiled.as_text()),
-        "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
-    }
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    assert text is not None and memory is not None, "the TPU compiler tells both"
+    return {"collectives": collectives(text), "temp_bytes": memory.temp_size_in_bytes}
 
 
 # ---- the model
@@ -300,7 +300,7 @@ def main(config: Scaling) -> None:
     results, key = out / "results.jsonl", ("recurrence", "heads", "head_dim", "method", "P", "T")
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     fixed = {"recurrence": config.recurrence, "heads": config.heads, "head_dim": config.head_dim}
-    wanted = [
+    wanted: list[dict[str, Any]] = [
         fixed | {"method": m, "P": count, "T": length}
         for count in config.devices
         for length in config.lengths

@@ -24,7 +24,7 @@ from .typing import Inputs, State
 # Tokens of all sequences and heads that a block holds on a CPU, where its arrays should stay in cache. Forward alone
 # twice as many are as fast; backward the memory of a call then exceeds what malloc keeps (32 MB), and touching fresh
 # pages costs a quarter of the time. Accelerators take all chunks at once: they want the parallelism.
-CPU_BLOCK_TOKENS = 1024
+CPU_BLOCK_TOKENS: int = 1024
 
 
 def scan(

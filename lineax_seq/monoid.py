@@ -140,5 +140,5 @@ def segmented(monoid: Monoid, zero: State) -> Monoid:
         apply,
         lambda state: Segmented(jnp.asarray(False), monoid.identity(state)),
         adjoint=adjoint and (lambda element, d: Segmented(element.forget, adjoint(element.summary, d))),
-        columns=columns and (lambda element, *where: Segmented(element.forget, columns(element.summary, *where))),
+        columns=columns and (lambda element, first, n: Segmented(element.forget, columns(element.summary, first, n))),
     )

@@ -6,8 +6,8 @@ axis. Run with `reverse` on adjoint summaries it is the backward pass: the cotan
 and the one of the initial state. All leaves travel in one buffer; nothing here is meant to be differentiated.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,8 @@ from ..typing import State, Summary
 from .cost import blocks as pipeline_blocks
 
 
-class Axis(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Axis:
     """A mesh axis walked in time order: from the left, or in the backward pass from the right."""
 
     name: str

@@ -109,9 +109,9 @@ def _documents(operator: Operator, name: str, segment_ids, state, xs: dict):
     batch, length = xs[next(iter(operator.arguments))].shape[:2]
     index = lax.axis_index(name)
     seen = jnp.asarray(0 if operator.seen is None else operator.seen(state), jnp.int32)
-    if segment_ids is None:
-        return None, seen + index * length
     ids, starts = segment_ids, resets(segment_ids)
+    if starts is None:
+        return None, seen + index * length
     last = jnp.max(jnp.where(starts, jnp.arange(length), 0), axis=1).astype(ids.dtype)
     mine = jnp.stack([ids[:, 0], ids[:, -1], last, jnp.any(starts, axis=1).astype(ids.dtype)])
     first, end, last, inside = jnp.moveaxis(lax.all_gather(mine, name), 1, 0)  # [P, B] each
@@ -206,5 +206,7 @@ class _Exchange:
 
 
 def _dense(cotangent):
-    zero = isinstance(cotangent, SymbolicZero)
-    return jnp.zeros(cotangent.shape, cotangent.dtype) if zero else cotangent
+    if not isinstance(cotangent, SymbolicZero):
+        return cotangent
+    aval: Any = cotangent.aval
+    return jnp.zeros(aval.shape, aval.dtype)

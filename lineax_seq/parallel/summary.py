@@ -80,18 +80,13 @@ def over(fn: Callable, lead: int, axes: Any = 0, last: Any = None) -> Callable:
 
 def mapped(monoid: Monoid, lead: int) -> Monoid:
     """The monoid over batch and heads."""
-    columns = None
-    if (one := monoid.columns) is not None:
-
-        def columns(summary, first, size):
-            return over(lambda summary: one(summary, first, size), lead)(summary)
-
+    columns = monoid.columns
     return Monoid(
         over(monoid.combine, lead),
         over(monoid.apply, lead),
         over(monoid.identity, lead),
         adjoint=monoid.adjoint and over(monoid.adjoint, lead),
-        columns=columns,
+        columns=columns and (lambda summary, first, n: over(lambda s: columns(s, first, n), lead)(summary)),
     )
 
 

@@ -9,7 +9,6 @@ decays arXiv:2412.06464), with A_ij = (e_i · k_j) exp(G_i - G_j) for j < i:
     O = (Q exp G) S_0 + A_qk D,   S_C = exp(G_C) S_0 + (K exp(G_C - G))^T D
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -79,7 +78,7 @@ def _prepare_scalar(x: Inputs, keep: jax.Array | None) -> Factors:
     return _factors(x, e, w, scores, strict, since_entry, until_exit, _decay.documents(keep))
 
 
-def _prepare_diagonal(decayed: Callable, x: Inputs, keep: jax.Array | None) -> Factors:
+def _prepare_diagonal(decayed: _diagonal.DecayedScores, x: Inputs, keep: jax.Array | None) -> Factors:
     e, w = _erased_written(x)
     ((scores,), (strict,)), decays = decayed([x["q"], e], [x["k"]], x["g"])
     return _factors(x, e, w, scores, strict, *decays, _decay.documents(keep))

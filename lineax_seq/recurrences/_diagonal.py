@@ -85,6 +85,10 @@ def _mild(leaf: int | None, x: Inputs) -> jax.Array:
     return ~jnp.any(x["g"].reshape(-1, min(leaf or size, size), channels).sum(-2) < -MILD_DECAY)
 
 
+DecayedScores = Callable[[Sequence[jax.Array], Sequence[jax.Array], jax.Array], tuple[list[list[jax.Array]], Decays]]
+"""`decayed_scores` of one `leaf`."""
+
+
 class Preparations(TypedDict, total=False):
     """Entries of a record."""
 
@@ -111,7 +115,7 @@ def one_later(x: jax.Array, first: float = 0) -> jax.Array:
     return jnp.concatenate([jnp.full_like(x[..., :1, :], first), x[..., :-1, :]], axis=-2)
 
 
-def _prepare(decayed: Callable, x: Inputs, keep: jax.Array | None) -> _scalar.Factors:
+def _prepare(decayed: DecayedScores, x: Inputs, keep: jax.Array | None) -> _scalar.Factors:
     docs = _decay.documents(keep)
     ((scores,),), decays = decayed([x["q"]], [x["k"]], x["g"])
     return _scalar.factors(x, _decay.causal(scores, docs), *decays, docs)

@@ -6,8 +6,6 @@ RWKV's receptance r, g the natural log of its decay w, <= 0 (-exp of the low-ran
 Source: Peng et al. 2024 (Eagle and Finch), arXiv:2404.05892, the WKV recurrence of Finch.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
@@ -23,7 +21,7 @@ def _output(x: Inputs, state: jax.Array, previous: jax.Array) -> jax.Array:
     return x["q"] @ previous + (x["q"] * x["u"] * x["k"]).sum() * x["v"]
 
 
-def _prepare(decayed: Callable, x: Inputs, keep: jax.Array | None) -> _scalar.Factors:
+def _prepare(decayed: _diagonal.DecayedScores, x: Inputs, keep: jax.Array | None) -> _scalar.Factors:
     docs, earlier = _decay.documents(keep), _diagonal.one_earlier(x["q"])
     ((scores,),), decays = decayed([earlier], [x["k"]], x["g"])
     bonus = jnp.diag((x["q"] * x["u"] * x["k"]).sum(-1))

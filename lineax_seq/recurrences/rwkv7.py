@@ -13,7 +13,6 @@ Chunk form, with G the cumulated g, G' the one of the token before, and R_t = a_
 Source: Peng et al. 2025 (RWKV-7), arXiv:2503.14456, the evolution of its weighted key value state.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -50,7 +49,7 @@ def _update(x: Inputs, state: jax.Array) -> jax.Array:
     return jnp.exp(x["g"])[:, None] * state + x["b"][:, None] * read[None, :] + written
 
 
-def _prepare(decayed: Callable, x: Inputs, keep: jax.Array | None) -> Factors:
+def _prepare(decayed: _diagonal.DecayedScores, x: Inputs, keep: jax.Array | None) -> Factors:
     docs = _decay.documents(keep)
     scores, decays = decayed([x["q"], _diagonal.one_earlier(x["a"])], [x["k"], x["b"]], x["g"])
     qk, qb = (_decay.causal(s, docs) for s in scores[0])

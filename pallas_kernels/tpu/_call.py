@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -108,8 +109,8 @@ class Plan:
             reset is not None,
         )
 
-    def over_mesh(self, run: Callable, fields: dict, reset, more: dict, results: list[str]) -> tuple:
-        """`run(fields, reset, *more)`, partitioned; `more`: dimensions and array by name."""
+    def over_mesh(self, run: Callable, fields: dict, reset, more: list[tuple[str, Any]], results: list[str]) -> tuple:
+        """`run(fields, reset, *more)`, partitioned; `more`: the others' dimensions and arrays."""
         kinds = {name: f"B T {kind}" for name, kind in self.family.fields.items()}
         operands = [*kinds.values(), *([] if reset is None else ["B T"]), *(dims for dims, _ in more)]
         arrays = [*(fields[name] for name in kinds), *([] if reset is None else [reset]), *(x for _, x in more)]

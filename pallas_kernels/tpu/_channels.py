@@ -142,7 +142,7 @@ def backward(chunk: Chunk, d: Decays, g, queries, key, tape: Tape, d_scores: lis
         d_key = d_key + d_k * d.back + d_own * query
         d_since = d_since + query * d.since * d_read
     at = lambda place, x: jnp.where(_tiles(row) == place, x, 0).reshape(g.shape)  # noqa: E731
-    d_middle = d_middle - at(TILE // 2 - 1, _tiles(d_middle).sum(1, keepdims=True))
+    d_middle = d_middle - at(TILE // 2 - 1, _tiles(jnp.asarray(d_middle)).sum(1, keepdims=True))
     d_g = _tile_sums(d_since + d_middle + at(TILE - 1, d_total), reverse=True)
     d_g = d_g + _tile_sums(jnp.where(row > 0, pltpu.roll(d_until, 1, 0), 0))  # of the tokens before
     return d_queries, d_key, jnp.where(g > FLOOR, d_g, 0)

@@ -15,6 +15,13 @@ class Gate(NamedTuple):
     col: jax.Array  # [C, 1]
 
 
+class GateGradient(NamedTuple):
+    """Of a `Gate`, in parts that add up; either may be None."""
+
+    row: jax.Array | None
+    col: jax.Array | None
+
+
 def dot(a: jax.Array, b: jax.Array, dtype: jnp.dtype, contract: tuple[int, int] = (1, 0)) -> jax.Array:
     """The product over these axes of two matrices, in float32; `dtype` is what the matrix unit is fed."""
     precision = lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
@@ -42,12 +49,24 @@ class Chunk:
         dtype: of the operands of matrix products; they add up in float32.
         scale: of the queries.
         count: None, or how many documents started in the chunk up to and with each token.
+        i, j: [C, C] the places of a pair's tokens.
+        causal, strict: [C, C] pairs in one document with j <= i, and with j < i.
+        same, entry, leave, through: None without documents, else which pairs are in one document, which tokens the
+            entering state reaches, which reach the leaving state, and whether the one reaches the other.
     """
 
     size: int
     dtype: jnp.dtype
     scale: float
     count: Gate | None
+    i: jax.Array = dataclasses.field(init=False, repr=False)
+    j: jax.Array = dataclasses.field(init=False, repr=False)
+    causal: jax.Array = dataclasses.field(init=False, repr=False)
+    strict: jax.Array = dataclasses.field(init=False, repr=False)
+    same: jax.Array | None = dataclasses.field(init=False, repr=False)
+    entry: jax.Array | None = dataclasses.field(init=False, repr=False)
+    leave: jax.Array | None = dataclasses.field(init=False, repr=False)
+    through: jax.Array | None = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self):
         i, j = (lax.broadcasted_iota(jnp.int32, (self.size, self.size), axis) for axis in (0, 1))
@@ -75,11 +94,11 @@ class Chunk:
 
     def fine_dot(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """a b, of which only a is rounded: for what is added up over tokens and would carry its rounding along."""
-        return self.dot(a, b) if self.exact else sum(self.dot(a, part) for part in split(b, 2))
+        return self.dot(a, b) if self.exact else jnp.asarray(sum(self.dot(a, part) for part in split(b, 2)))
 
     def fine_t_dot(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """a^T b, of which only b is rounded."""
-        return self.t_dot(a, b) if self.exact else sum(self.t_dot(part, b) for part in split(a, 2))
+        return self.t_dot(a, b) if self.exact else jnp.asarray(sum(self.t_dot(part, b) for part in split(a, 2)))
 
     def dot_t(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """a b^T"""
@@ -98,15 +117,15 @@ class Chunk:
 
     def within(self, pairs: jax.Array) -> jax.Array:
         """`pairs [C, C]` where both tokens are of one document, zero elsewhere."""
-        return pairs if self.count is None else jnp.where(self.same, pairs, 0)
+        return pairs if self.same is None else jnp.where(self.same, pairs, 0)
 
     def from_entry(self, x: jax.Array) -> jax.Array:
         """`x [C, ...]` for tokens that the entering state still reaches, zero for others."""
-        return x if self.count is None else jnp.where(self.entry, x, 0)
+        return x if self.entry is None else jnp.where(self.entry, x, 0)
 
     def to_exit(self, x: jax.Array) -> jax.Array:
         """`x [C, ...]` for tokens that reach the leaving state."""
-        return x if self.count is None else jnp.where(self.leave, x, 0)
+        return x if self.leave is None else jnp.where(self.leave, x, 0)
 
     def from_entry_to_exit(self, x: jax.Array) -> jax.Array:
-        return x if self.count is None else jnp.where(self.through, x, 0)
+        return x if self.through is None else jnp.where(self.through, x, 0)

@@ -37,7 +37,7 @@ class Family:
         fields: its fields, with the same dimensions: "H K", "HV V", "HV K", or "HV" for gates, one number a token.
         forward: (chunk, inputs, state^T [V, K], room) -> (o [C, V], state^T, what is saved for `backward`).
         backward: (chunk, inputs, entry state^T, saved, d_o, d_state^T) -> (gradients by name, d_state^T); a gate's
-            gradient is a `Gate` whose parts add up, either of them None.
+            gradient is a `GateGradient`.
         gates, gates_back: the gates `[heads, C]` of all heads -> those that the formulas take, and the way back for
             their gradients.
         floor: gate -> the value below which it counts as that value.
@@ -136,7 +136,7 @@ class Call:
         return jax.ShapeDtypeStruct((self["B"], self["HV"], self["V"], self["K"]), jnp.float32)
 
     @property
-    def saves(self) -> list[tuple[int, int]]:
+    def saves(self) -> list[tuple[int, ...]]:
         """Of one chunk and head: its entry state and what the family keeps."""
         shapes = [tuple(self[x] for x in letters.split()) for letters in self.family.saves]
         return [(self["V"], self["K"]), *shapes]
@@ -149,10 +149,10 @@ class Call:
             for shape, wide in self.family.rooms.values()
         ]
 
-    def saved_spec(self, shape: tuple[int, int], at: Callable) -> pl.BlockSpec:
+    def saved_spec(self, shape: tuple[int, ...], at: Callable) -> pl.BlockSpec:
         return pl.BlockSpec((1, 1, self.blocks.heads, *shape), lambda b, h, t: (b, at(t), h, 0, 0))
 
-    def saved_shape(self, shape: tuple[int, int]) -> jax.ShapeDtypeStruct:
+    def saved_shape(self, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((self["B"], self["N"], self["HV"], *shape), self.operands)
 
 
@@ -317,7 +317,7 @@ def _backward_kernel(call: Call, *refs):
             outputs[name][0, 0] = d_gates[name]
 
 
-def _gate_gradient(rows: list, columns: list) -> jax.Array:
+def _gate_gradient(rows: list, columns: list) -> jax.Array | None:
     """`[heads, C]` from the heads' `[1, C]` and `[C, 1]` parts."""
     total = None
     if rows[0] is not None:

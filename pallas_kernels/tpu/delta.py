@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from . import _channels, scalar
-from ._chunk import Chunk, Gate
+from ._chunk import Chunk, GateGradient
 from ._family import Family
 from ._triangular import SQUARE, invert_leaves, merge_leaves
 
@@ -106,8 +106,8 @@ class PerHead:
             d_until = d_pairs.sum(1, keepdims=True) + (q * d_reads + k * d_erases).sum(1, keepdims=True)
             d_total = parts.total * (_f32(state) * d_state).sum((0, 1), keepdims=True)
             last = chunk.j[:1] == chunk.size - 1
-            grads["until"] = Gate(jnp.where(last, d_total, 0) - d_pairs.sum(0, keepdims=True), d_until)
-            grads["after"] = Gate(None, (k * d_writes).sum(1, keepdims=True))
+            grads["until"] = GateGradient(jnp.where(last, d_total, 0) - d_pairs.sum(0, keepdims=True), d_until)
+            grads["after"] = GateGradient(None, (k * d_writes).sum(1, keepdims=True))
         return grads | {"beta": d_rate}
 
 
@@ -206,7 +206,7 @@ def _backward(decays, chunk: Chunk, x: dict, state: jax.Array, saved: tuple, d_o
         grads |= {"v": lam * _f32(x["w"]), "w": lam * _f32(x["v"])}
     else:
         d_rate = grads["beta"] + (lam * _f32(x["v"])).sum(1, keepdims=True)
-        grads |= {"v": lam * x["beta"].col, "beta": Gate(None, d_rate)}
+        grads |= {"v": lam * x["beta"].col, "beta": GateGradient(None, d_rate)}
     entry = chunk.t_dot(d_o, parts.reads.vectors * parts.reads.factor)
     return grads, parts.total * d_state + entry - chunk.t_dot(lam, parts.erases.vectors * parts.erases.factor)
 

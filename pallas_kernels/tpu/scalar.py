@@ -13,7 +13,7 @@ Backward, from the state that entered the chunk and the gradient of the one that
 import jax
 import jax.numpy as jnp
 
-from ._chunk import Chunk, Gate
+from ._chunk import Chunk, GateGradient
 from ._family import Family
 
 
@@ -69,7 +69,7 @@ def backward(chunk: Chunk, x: dict, state: jax.Array, saved: tuple, d_o: jax.Arr
     scores = chunk.dot_t(q, k)
     d_scores = chunk.dot_t(d_o, v) * pairs
     d_reads, d_writes = reads * chunk.dot(d_o, state), writes * chunk.dot(v, d_state)
-    grads = {
+    grads: dict[str, jax.Array | GateGradient] = {
         "q": chunk.dot(d_scores, k) + d_reads,
         "k": chunk.t_dot(d_scores, q) + d_writes,
         "v": chunk.t_dot(scores * pairs, d_o) + chunk.dot_t(k * writes, d_state),
@@ -79,8 +79,8 @@ def backward(chunk: Chunk, x: dict, state: jax.Array, saved: tuple, d_o: jax.Arr
         d_until = d_pairs.sum(1, keepdims=True) + (q * d_reads).sum(1, keepdims=True)
         d_decay = decay * (state.astype(jnp.float32) * d_state).sum((0, 1), keepdims=True)
         last = chunk.j[:1] == chunk.size - 1
-        grads["until"] = Gate(jnp.where(last, d_decay, 0) - d_pairs.sum(0, keepdims=True), d_until)
-        grads["after"] = Gate(None, (k * d_writes).sum(1, keepdims=True))
+        grads["until"] = GateGradient(jnp.where(last, d_decay, 0) - d_pairs.sum(0, keepdims=True), d_until)
+        grads["after"] = GateGradient(None, (k * d_writes).sum(1, keepdims=True))
     return grads, decay * d_state + chunk.t_dot(d_o * reads, q)
 
 
