@@ -127,8 +127,9 @@ class _EvalBatches(Sequence[Row]):
         rows = [self._source[i] for i in there]
         padding = empty_row(self._source.length, self._source.tokens.pad_id)
         rows += [padding] * (self._batch_size - len(rows))
-        batch = {key: np.stack([row[key] for row in rows]) for key in padding}
-        return batch if self._columns is None else {key: value[:, self._columns] for key, value in batch.items()}
+        if self._columns is not None:
+            rows = [_stretch(row, self._columns) for row in rows]
+        return {key: np.stack([row[key] for row in rows]) for key in padding}
 
 
 def _check_process(function: str, index: int, count: int) -> None:
