@@ -112,13 +112,9 @@ class Layout:
         return jax.tree.map(merge, tree)
 
     def zero_state(self, xs: Inputs) -> State:
-        """The state `[B, HV, ...]` of a recurrence that has seen nothing.
-
-        From shapes alone: the same on all devices, whatever their tokens, and known to be.
-        """
-        tokens = {name: (xs[name].shape[0], 1, *xs[name].shape[2:]) for name in self.recurrence.fields}
-        one = {name: jnp.zeros(tokens.get(name, x.shape), self.dtype) for name, x in xs.items()}
-        first = {name: x[0] for name, x in self.tokens_first(one).items()} | self.parameters(one)
+        """The state `[B, HV, ...]` of a recurrence that has seen nothing."""
+        xs = self.computed(xs, None)
+        first = {name: x[0] for name, x in self.tokens_first(xs).items()} | self.parameters(xs)
         return self.merge_heads(self.over_heads(self.recurrence.init_state, "x")(first))
 
 

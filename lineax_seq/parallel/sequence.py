@@ -35,7 +35,7 @@ from ..recurrence import Recurrence
 from ..typing import Inputs, State, Summary
 from . import cost, prefix
 from .prefix import Axis
-from .summary import Adjoint, adjoint_monoid, mapped, shard_summary
+from .summary import Adjoint, adjoint_monoid, mapped, shard_summary, zero_state
 from .varying import vary, varying
 
 
@@ -70,7 +70,7 @@ def _on_shard(operator, implementation, how, scale, chunk_size, xs, segment_ids,
         place["seen"] = seen
     fields, reset, given = prepared(operator, xs, reset, state, **place)
     fields = everywhere(fields)
-    state = vary(Layout(operator.recurrence, fields).zero_state(fields) if state is None else given, replicated)
+    state = vary(zero_state(operator.recurrence, fields) if state is None else given, replicated)
     if form == "scan":
         run = functools.partial(forms.scan, operator.recurrence, scale)
     elif implementation == "xla":
@@ -154,7 +154,7 @@ class _Exchange:
 
     def _enter(self, xs: Inputs, reset, state: State):
         """`(final state, state that enters this shard, (summary, zero state))`."""
-        zero = vary(Layout(self.recurrence, xs).zero_state(xs), self.axes - {self.name})
+        zero = vary(zero_state(self.recurrence, xs), self.axes - {self.name})
         summary = shard_summary(self.recurrence, self.run, xs, reset, vary(zero, self.axes), self.lead)
         entering, final = self._prefix(self._monoid(summary, zero), summary, state, reverse=False)
         return final, entering, (summary, zero)

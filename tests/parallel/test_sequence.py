@@ -12,9 +12,8 @@ from jax.sharding import AxisType, PartitionSpec as P
 from tolerances import GRADIENTS, OUTPUTS, assert_close
 
 import lineax_seq as ls
-from lineax_seq.layout import Layout
 from lineax_seq.parallel import cost, prefix, sequence_parallel
-from lineax_seq.parallel.summary import mapped, over, shard_summary
+from lineax_seq.parallel.summary import mapped, over, shard_summary, zero_state
 
 LENGTH, CHUNK = 48, 8  # on four devices a shard is a chunk and a half
 DOCUMENTS = (5, 24, 25, 41)  # inside a shard, on a border, a document of one token
@@ -277,7 +276,7 @@ def test_a_shard_s_summary_is_its_tokens(operator, x64):
     @functools.partial(jax.jit, static_argnums=(0,))
     def summarise(record, reset):
         fields, reset, _ = ls.operator.prepared(operator, case.args, reset, None)
-        return shard_summary(record, run, fields, reset, Layout(record, fields).zero_state(fields), lead)
+        return shard_summary(record, run, fields, reset, zero_state(record, fields), lead)
 
     slow = dataclasses.replace(record, monoid=record.monoid._replace(total=None, probe=None))
     assert_close(summarise(record, None), summarise(slow, None), OUTPUTS["float64"], "one document")
