@@ -17,7 +17,7 @@ KERNELS = {
     ("mosaic_tpu", "selective"): selective,
 }
 _STEPS = (
-    *("no_decay", "scalar_decay", "diagonal_decay"),
+    *("no_decay", "scalar_decay", "diagonal_decay", "diagonal_plus_low_rank"),
     *("delta", "delta_scalar_decay", "delta_diagonal_decay", "delta_channel_gates"),
 )
 STEPS = {("mosaic_tpu", record): step for record in _STEPS}

@@ -31,6 +31,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import jax  # noqa: E402  (reads the variables when it is imported)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Quick tests compile much and compute little: machine code that nobody optimised halves their time. All of XLA's
+    own passes run. With the slow ones, everything is compiled as users' programs are."""
+    if "not slow" in config.option.markexpr:
+        os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """When several processes share the work, a recurrence's tests go to one of them, and else a file's: what is
     compiled once stays with those that use it."""

@@ -5,6 +5,8 @@ import functools
 from . import delta, diagonal, scalar
 from ._call import chunk_form
 from .bonus import chunk_form_with_bonus
+from .low_rank import chunk_form_low_rank
+from .running_softmax import chunk_form_running_softmax
 from .stabilised import chunk_form_stabilised
 
 FAMILIES = (
@@ -12,4 +14,9 @@ FAMILIES = (
     *(delta.DELTA, delta.DELTA_SCALAR_DECAY, delta.DELTA_DIAGONAL_DECAY, delta.DELTA_CHANNEL_GATES),
 )
 MATRIX_STATE = {family.name: functools.partial(chunk_form, family) for family in FAMILIES}
-MATRIX_STATE |= {"diagonal_decay_bonus": chunk_form_with_bonus, "stabilised": chunk_form_stabilised}
+MATRIX_STATE |= {
+    "diagonal_decay_bonus": chunk_form_with_bonus,
+    "running_softmax": chunk_form_running_softmax,
+    "diagonal_plus_low_rank": chunk_form_low_rank,
+    "stabilised": chunk_form_stabilised,
+}

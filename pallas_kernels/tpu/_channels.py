@@ -36,8 +36,8 @@ class Decays(NamedTuple):
 class Tape(NamedTuple):
     """What `backward` needs of `forward`."""
 
-    base: list  # of each set of queries: queries and keys of the tiles' own product
-    joints: list  # by level, of each set
+    base: tuple[list, list]  # queries and keys of the tiles' own products
+    joints: list  # by level, of each set of queries and each of keys
     ups: list  # by level: the blocks' decays, and what they were multiplied onto, after it
 
 
@@ -76,29 +76,29 @@ def decays(g: jax.Array) -> Decays:
     return Decays(flat(since), flat(total - since), flat(middle), flat(-middle), jnp.exp(total))
 
 
-def forward(chunk: Chunk, d: Decays, queries: list, key: jax.Array):
-    """(the scores `[C, C]` of each set of queries, right where j <= i; queries decayed since the chunk's entry;
-    keys decayed until its exit; the chunk's decay `[1, K]`; what `backward` needs)."""
+def forward(chunk: Chunk, d: Decays, queries: list, keys: list):
+    """(the scores `[C, C]` of each set of queries with each of keys, right where j <= i; queries decayed since the
+    chunk's entry; keys decayed until its exit; the chunk's decay `[1, K]`; what `backward` needs)."""
     operand = lambda x: x.astype(chunk.dtype)  # noqa: E731
     apart = chunk.i ^ chunk.j
-    base = [(operand(q * d.middle), operand(key * d.back)) for q in queries]
-    scores = [jnp.where(apart < TILE, chunk.dot_t(q, k), 0) for q, k in base]
-    reads, writes, total = [q * d.since for q in queries], key * d.until, d.total
+    base = [operand(q * d.middle) for q in queries], [operand(k * d.back) for k in keys]
+    scores = [[jnp.where(apart < TILE, chunk.dot_t(q, k), 0) for k in base[1]] for q in base[0]]
+    reads, writes, total = [q * d.since for q in queries], [k * d.until for k in keys], d.total
     joints, ups, h = [], [], TILE
     while h < chunk.size:
-        earlier_key, later_key = _halves(writes, h)
+        earlier_keys, later_keys = zip(*(_halves(write, h) for write in writes), strict=True)
         first, second = _halves(total, 1)
+        inside = _halves(apart, h)[1]
         level = []
         for n, read in enumerate(reads):
             earlier, later = _halves(read, h)
-            joint = operand(_joined(earlier_key, later))
-            level.append(joint)
-            pairs = chunk.dot_t(later.reshape(-1, later.shape[-1]), joint).reshape(-1, h, chunk.size)
-            above, below = _halves(scores[n], h)
-            inside = _halves(apart, h)[1]
-            scores[n] = _joined(above, jnp.where((inside >= h) & (inside < 2 * h), pairs, below))
+            level.append([operand(_joined(key, later)) for key in earlier_keys])
+            for m, joint in enumerate(level[-1]):
+                pairs = chunk.dot_t(later.reshape(-1, later.shape[-1]), joint).reshape(-1, h, chunk.size)
+                above, below = _halves(scores[n][m], h)
+                scores[n][m] = _joined(above, jnp.where((inside >= h) & (inside < 2 * h), pairs, below))
             reads[n] = _joined(earlier, later * first)
-        writes = _joined(earlier_key * second, later_key)
+        writes = [_joined(key * second, later) for key, later in zip(earlier_keys, later_keys, strict=True)]
         joints.append(level)
         ups.append((total, list(reads), writes))
         total = first * second
@@ -106,43 +106,51 @@ def forward(chunk: Chunk, d: Decays, queries: list, key: jax.Array):
     return scores, reads, writes, total[0], Tape(base, joints, ups)
 
 
-def backward(chunk: Chunk, d: Decays, g, queries, key, tape: Tape, d_scores: list, d_reads: list, d_writes, d_total):
-    """(gradients of the queries, of the key, of g), from those of `forward`'s results.
+def backward(chunk: Chunk, d: Decays, g, queries, keys, tape: Tape, d_scores: list, d_reads, d_writes, d_total):
+    """(gradients of the queries, of the keys, of g), from those of `forward`'s results.
 
-    `d_scores`: of each set, with its transpose above the diagonal. `d_total`: of the logarithm of the chunk's decay.
+    `d_scores`: with its transpose above the diagonal. `d_total`: of the logarithm of the chunk's decay.
     """
-    apart, d_total, d_reads, h = chunk.i ^ chunk.j, d_total[None], list(d_reads), chunk.size
+    apart, d_total, d_reads, d_writes, h = chunk.i ^ chunk.j, d_total[None], list(d_reads), list(d_writes), chunk.size
     for level, (total, reads, writes) in zip(reversed(tape.joints), reversed(tape.ups), strict=True):
         h //= 2
         inside = (apart >= h) & (apart < 2 * h)
-        d_earlier_key, d_later_key = _halves(d_writes, h)
-        d_later_total = d_total + (_halves(writes, h)[0] * d_earlier_key).sum(1, keepdims=True)
-        d_earlier_total, (first, second) = d_total, _halves(total, 1)
-        d_earlier_key = d_earlier_key * second
-        for n, joint in enumerate(level):
+        d_earlier_total, d_later_total, (first, second) = d_total, d_total, _halves(total, 1)
+        d_earlier_keys, d_later_keys = map(list, zip(*(_halves(d_write, h) for d_write in d_writes), strict=True))
+        for m, d_key in enumerate(d_earlier_keys):
+            d_later_total = d_later_total + (_halves(writes[m], h)[0] * d_key).sum(1, keepdims=True)
+            d_earlier_keys[m] = d_key * second
+        for n, joints in enumerate(level):
             d_earlier, d_later = _halves(d_reads[n], h)
             d_earlier_total = d_earlier_total + (_halves(reads[n], h)[1] * d_later).sum(1, keepdims=True)
-            d_key, d_query = _halves(chunk.dot(jnp.where(inside, d_scores[n], 0), joint), h)
-            d_earlier_key = d_earlier_key + d_key
-            d_reads[n] = _joined(d_earlier, d_later * first + d_query)
-        d_writes = _joined(d_earlier_key, d_later_key)
+            d_later = d_later * first
+            for m, joint in enumerate(joints):
+                d_key, d_query = _halves(chunk.dot(jnp.where(inside, d_scores[n][m], 0), joint), h)
+                d_earlier_keys[m] = d_earlier_keys[m] + d_key
+                d_later = d_later + d_query
+            d_reads[n] = _joined(d_earlier, d_later)
+        d_writes = [_joined(*halves) for halves in zip(d_earlier_keys, d_later_keys, strict=True)]
         d_total = jnp.stack([d_earlier_total, d_later_total], axis=1).reshape(-1, 1, d_total.shape[-1])
 
     inside, row = apart < TILE, _row_in_tile(g.shape)
-    d_queries, d_key, d_middle, d_since, d_until = [], d_writes * d.until, 0, 0, key * d.until * d_writes
-    for query, (q, k), d_pairs, d_read in zip(queries, tape.base, d_scores, d_reads, strict=True):
-        d_own = jnp.where(chunk.i == chunk.j, d_pairs, 0).sum(1, keepdims=True)
-        d_pairs = jnp.where(inside, d_pairs, 0)
-        d_q = chunk.dot(jnp.where(chunk.i > chunk.j, d_pairs, 0), k)
-        d_k = chunk.dot(jnp.where(chunk.i < chunk.j, d_pairs, 0), q)
-        # of the operands as they were rounded, so that what a pair gives to its two tokens cancels between them
-        d_middle = d_middle + (q.astype(jnp.float32) * d_q - k.astype(jnp.float32) * d_k)
-        # a token meets itself without a decay
-        d_queries.append(d_q * d.middle + d_read * d.since + d_own * key)
-        d_key = d_key + d_k * d.back + d_own * query
-        d_since = d_since + query * d.since * d_read
+    d_queries = [d_read * d.since for d_read in d_reads]
+    d_keys = [d_write * d.until for d_write in d_writes]
+    d_since = sum(query * d_query for query, d_query in zip(queries, d_queries, strict=True))
+    d_until = sum(key * d_key for key, d_key in zip(keys, d_keys, strict=True))
+    d_middle = 0
+    for n, q in enumerate(tape.base[0]):
+        for m, k in enumerate(tape.base[1]):
+            d_own = jnp.where(chunk.i == chunk.j, d_scores[n][m], 0).sum(1, keepdims=True)
+            d_pairs = jnp.where(inside, d_scores[n][m], 0)
+            d_q = chunk.dot(jnp.where(chunk.i > chunk.j, d_pairs, 0), k)
+            d_k = chunk.dot(jnp.where(chunk.i < chunk.j, d_pairs, 0), q)
+            # of the operands as they were rounded, so that what a pair gives to its two tokens cancels between them
+            d_middle = d_middle + (q.astype(jnp.float32) * d_q - k.astype(jnp.float32) * d_k)
+            # a token meets itself without a decay
+            d_queries[n] = d_queries[n] + (d_q * d.middle + d_own * keys[m])
+            d_keys[m] = d_keys[m] + (d_k * d.back + d_own * queries[n])
     at = lambda place, x: jnp.where(_tiles(row) == place, x, 0).reshape(g.shape)  # noqa: E731
     d_middle = d_middle - at(TILE // 2 - 1, _tiles(jnp.asarray(d_middle)).sum(1, keepdims=True))
     d_g = _tile_sums(d_since + d_middle + at(TILE - 1, d_total), reverse=True)
     d_g = d_g + _tile_sums(jnp.where(row > 0, pltpu.roll(d_until, 1, 0), 0))  # of the tokens before
-    return d_queries, d_key, jnp.where(g > FLOOR, d_g, 0)
+    return d_queries, d_keys, jnp.where(g > FLOOR, d_g, 0)

@@ -1,9 +1,10 @@
 """One token for a batch of states, in place: decay the state, write a key and value, read a query.
 
-    S = exp(g) S,   S += k (w - e S),   o = q S
+    S' = exp(g) S + k w + b (a S),   o = q S'
 
-with g a number per head or per key channel, or none; e and w are beta k and beta v for a delta rule, and there is no e
-for the others. The state is read and written once and that is what takes the time: 2 K V float32 numbers a head.
+with g a number per head or per key channel, or none. A delta rule reads the decayed state and takes off what it reads:
+w = beta v, b = -k, a = beta k exp(g). Records without such a correction have no a and b. The state is read and written
+once and that is what takes the time: 2 K V float32 numbers a head.
 """
 
 import functools
@@ -26,23 +27,24 @@ def _kernel(*refs, names: tuple[str, ...]):
     ins, (state_ref, o_ref, new_ref) = dict(zip(names, refs, strict=False)), refs[len(names) :]
     # what multiplies the state's rows is wanted along sublanes
     keys, decays = ins["k"][...].T, None if "g" not in ins else jnp.exp(ins["g"][...])
+    returns = ins["b"][...].T if "b" in ins else None
+    # the new state is read as the old one and what is written to it, so that one product with it does for all
+    queries = ins["q"][...] if decays is None else ins["q"][...] * decays
+    overlap = lambda name: jnp.sum(ins["q"][...] * ins[name][...], axis=1, keepdims=True)  # noqa: E731
+    own, returned = overlap("k"), overlap("b") if "b" in ins else None
     per_channel = decays is not None and decays.shape[1] > 1
     decays = decays.T if per_channel else decays
-    overlaps = jnp.sum(ins["q"][...] * ins["k"][...], axis=1, keepdims=True)
     for head in range(state_ref.shape[0]):
-        row, state = slice(head, head + 1), state_ref[head]
+        row, state, written = slice(head, head + 1), state_ref[head], ins["w"][head : head + 1, :]
+        readers = queries[row] if returns is None else jnp.concatenate([queries[row], ins["a"][row, :]])
+        reads = jnp.dot(readers, state, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
         if decays is not None:
             state = state * (decays[:, row] if per_channel else decays[row])
-        # the new state is read as the old one and what is written to it, so that one product does for both
-        readers = [ins[name][row, :] for name in ("q", "e") if name in ins]
-        reads = jnp.dot(
-            jnp.concatenate(readers), state, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
-        )
-        written = ins["w"][row, :]
-        if "e" in ins:
-            written = written - reads[1:]
-        new_ref[head] = state + keys[:, row] * written
-        o_ref[row, :] = reads[:1] + overlaps[row] * written
+        state, o = state + keys[:, row] * written, reads[:1] + own[row] * written
+        if returns is not None:
+            state, o = state + returns[:, row] * reads[1:], o + returned[row] * reads[1:]
+        new_ref[head] = state
+        o_ref[row, :] = o
 
 
 def decode(
@@ -51,7 +53,8 @@ def decode(
     w: jax.Array,
     state: jax.Array,
     g: jax.Array | None = None,
-    e: jax.Array | None = None,
+    a: jax.Array | None = None,
+    b: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(new state, o `[B, HV, V]` float32); the state's memory is reused where its caller gives it up.
 
@@ -60,11 +63,11 @@ def decode(
         w: what is written, `[B, HV, V]`.
         state: `[B, HV, K, V]` float32.
         g: log of the decay, `[B, HV]` or `[B, HV, K]`.
-        e: what the written value is corrected by reading, `[B, HV, K]`.
+        a, b: what reads the state before it decays, and along what that is written back, `[B, HV, K]`; both or none.
     """
     if g is not None and g.ndim == 2:
         g = g[..., None]
-    ins = {"q": q, "k": k, "w": w, "g": g, "e": e}
+    ins = {"q": q, "k": k, "w": w, "g": g, "a": a, "b": b}
     ins = {name: x.astype(jnp.float32) for name, x in ins.items() if x is not None}
     arrays, heads = (*ins.values(), state), state.shape[1]
     operands, results = ["B H D"] * len(ins) + ["B H K V"], ["B H V", "B H K V"]
@@ -104,7 +107,7 @@ def _to_value_heads(x: jax.Array, heads: int) -> jax.Array:
 
 
 def step(scale: float | None, fields: dict, state: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(new state, o) of one token of the scalar, diagonal and delta records: fields without their T axis.
+    """(new state, o) of one token of the scalar, diagonal, delta and low-rank records: fields without their T axis.
 
     Raises:
         NotImplementedError: the platform, sizes or dtypes it does not support.
@@ -118,11 +121,10 @@ def step(scale: float | None, fields: dict, state: jax.Array) -> tuple[jax.Array
         )
     f32 = {name: x.astype(jnp.float32) for name, x in fields.items()}
     q, k = (_to_value_heads(f32[name], state.shape[1]) for name in ("q", "k"))
-    erased, written = None, f32["v"]
-    if "beta" in f32:
-        beta = f32["beta"][..., None]
-        erased, written = beta * k, beta * written
-    elif "b" in f32:
-        erased, written = f32["b"] * k, f32["w"] * written
-    new, o = decode(q if scale is None else q * scale, k, written, state, f32.get("g"), erased)
+    written, g, a, b = f32["v"], f32.get("g"), f32.get("a"), f32.get("b")
+    if "beta" in f32 or "w" in f32:  # a delta rule, with one rate or with gates per channel
+        erase, write = (b, f32["w"]) if "w" in f32 else (f32["beta"][..., None],) * 2
+        decay = 1.0 if g is None else jnp.exp(g if g.ndim == 3 else g[..., None])
+        written, a, b = write * written, erase * k * decay, -k
+    new, o = decode(q if scale is None else q * scale, k, written, state, g, a, b)
     return new, o.astype(fields["v"].dtype)

@@ -120,7 +120,9 @@ class PerChannel:
     def parts(chunk: Chunk, x: dict) -> tuple[Parts, Any]:
         queries, key, g = PerChannel._inputs(chunk, x)
         decays = _channels.decays(g)
-        (scores, strict), (reads, erases), writes, total, tape = _channels.forward(chunk, decays, queries, key)
+        ((scores,), (strict,)), (reads, erases), (writes,), total, tape = _channels.forward(
+            chunk, decays, queries, [key]
+        )
         scores, strict = jnp.where(chunk.causal, scores, 0), jnp.where(chunk.strict, strict, 0)
         reads, erases = Read(chunk.from_entry(reads), 1.0), Read(chunk.from_entry(erases), _rate(x))
         parts = Parts(scores, strict, reads, erases, chunk.to_exit(writes), chunk.from_entry_to_exit(total))
@@ -158,8 +160,9 @@ class PerChannel:
         d_strict = d_strict * jnp.where(below, rate[0], rate[1])
         d_writes = chunk.to_exit(chunk.dot(written, d_state))
         d_total = parts.total * (_f32(state) * d_state).sum(0, keepdims=True)
-        (d_q, d_e), d_k, d_g = _channels.backward(
-            chunk, decays, g, queries, key, tape, [d_scores, d_strict], [d_reads, -rate[0] * erased], d_writes, d_total
+        d_pairs, d_reads = [[d_scores], [d_strict]], [d_reads, -rate[0] * erased]
+        (d_q, d_e), (d_k,), d_g = _channels.backward(
+            chunk, decays, g, queries, [key], tape, d_pairs, d_reads, [d_writes], d_total
         )
         grads = {"q": d_q * chunk.scale, "g": d_g}
         if "b" in x:

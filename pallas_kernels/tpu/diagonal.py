@@ -23,7 +23,7 @@ def _inputs(chunk: Chunk, x: dict):
 def forward(chunk: Chunk, x: dict, state: jax.Array, room: dict):
     """One head: `(o [C, V], state^T [V, K])`."""
     query, key, g = _inputs(chunk, x)
-    (scores,), (reads,), writes, total, _ = _channels.forward(chunk, _channels.decays(g), [query], key)
+    ((scores,),), (reads,), (writes,), total, _ = _channels.forward(chunk, _channels.decays(g), [query], [key])
     o = chunk.dot(jnp.where(chunk.causal, scores, 0), x["v"]) + chunk.dot_t(chunk.from_entry(reads), state)
     state = chunk.from_entry_to_exit(total) * state + chunk.t_dot(x["v"], chunk.to_exit(writes))
     return o, state, ()
@@ -33,15 +33,15 @@ def backward(chunk: Chunk, x: dict, state: jax.Array, saved: tuple, d_o: jax.Arr
     """One head: the gradients of its inputs and of `state^T`, which entered the chunk."""
     query, key, g = _inputs(chunk, x)
     v, decays = x["v"], _channels.decays(g)
-    (scores,), (reads,), writes, total, tape = _channels.forward(chunk, decays, [query], key)
+    ((scores,),), (reads,), (writes,), total, tape = _channels.forward(chunk, decays, [query], [key])
     scores, total = jnp.where(chunk.causal, scores, 0), chunk.from_entry_to_exit(total)
     reads, writes = chunk.from_entry(reads), chunk.to_exit(writes)
 
     d_scores = chunk.within(jnp.where(chunk.i >= chunk.j, chunk.dot_t(d_o, v), chunk.dot_t(v, d_o)))
     d_reads, d_writes = chunk.from_entry(chunk.dot(d_o, state)), chunk.to_exit(chunk.dot(v, d_state))
     d_total = total * (state.astype(jnp.float32) * d_state).sum(0, keepdims=True)
-    (d_q,), d_k, d_g = _channels.backward(
-        chunk, decays, g, [query], key, tape, [d_scores], [d_reads], d_writes, d_total
+    (d_q,), (d_k,), d_g = _channels.backward(
+        chunk, decays, g, [query], [key], tape, [[d_scores]], [d_reads], [d_writes], d_total
     )
     d_v = chunk.t_dot(scores, d_o) + chunk.dot_t(writes, d_state)
     grads = {"q": d_q * chunk.scale, "k": d_k, "v": d_v, "g": d_g}

@@ -8,8 +8,8 @@ from tolerances import OUTPUTS, assert_close
 import lineax_seq as ls
 import pallas_kernels
 
-QUICK = [("simple_gla", "float32", 4), ("kda", "bfloat16", 8)]
-ALL = ["linear_attention", "simple_gla", "gla", "delta_rule", "gated_delta_rule", "kda", "gdn2"]
+QUICK = [("simple_gla", "float32", 4), ("kda", "bfloat16", 8), ("rwkv7", "float32", 2)]
+ALL = ["linear_attention", "simple_gla", "gla", "delta_rule", "gated_delta_rule", "kda", "gdn2", "rwkv7"]
 
 
 def check(name: str, dtype: str, HV: int, K: int = 64, V: int = 64):
@@ -19,7 +19,7 @@ def check(name: str, dtype: str, HV: int, K: int = 64, V: int = 64):
     state = jax.random.normal(jax.random.key(1), (2, HV, K, V))
     step = jax.jit(pallas_kernels.STEPS["mosaic_tpu", operator.recurrence.name], static_argnums=0)
     with pallas_kernels.interpret():
-        new, o = step(K**-0.5, x, state)
+        new, o = step(operator.default_scale or K**-0.5, x, state)
     want_o, want = operator.step(**x, state=state)
     assert o.dtype == want_o.dtype
     assert_close(new, want, OUTPUTS["float32"], f"{name} state")

@@ -1,4 +1,4 @@
-"""Kernels of the delta rule: delta_rule, gated_delta_rule, gated_delta_product, kda, gdn2."""
+"""Kernels whose transition is not diagonal: delta_rule, gated_delta_rule, gated_delta_product, kda, gdn2, rwkv7."""
 
 import kernel_cases
 import numpy as np
@@ -7,12 +7,12 @@ import pytest
 import lineax_seq as ls
 
 
-@pytest.mark.parametrize("operator", [ls.gated_delta_rule, ls.kda, ls.gdn2], ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", [ls.gated_delta_rule, ls.kda, ls.gdn2, ls.rwkv7], ids=lambda operator: operator.name)
 def test_float32(operator):
     kernel_cases.check(operator, "float32", starts=(5, 64, 99), H=1)
 
 
-@pytest.mark.parametrize("operator", [ls.delta_rule, ls.kda], ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", [ls.delta_rule, ls.kda, ls.rwkv7], ids=lambda operator: operator.name)
 def test_bfloat16(operator):
     kernel_cases.check(operator, "bfloat16", chunk_size=128, T=130)
 
@@ -49,7 +49,7 @@ def test_reflections_do_not_drift():
     kernel_cases.assert_close(final, kernel_cases.reference(ls.delta_rule, case)[0][1], 3e-3, "final state")
 
 
-@pytest.mark.parametrize("operator", [ls.kda], ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", [ls.kda, ls.rwkv7], ids=lambda operator: operator.name)
 def test_strong_gates_among_weak_ones(operator):
     def change(args):
         g = args["g"].copy()
@@ -57,26 +57,3 @@ def test_strong_gates_among_weak_ones(operator):
         return {**args, "g": g}
 
     kernel_cases.check(operator, "float32", change=change)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("chunk_size", [64, 128])
-@pytest.mark.parametrize("width", [(64, 256), (128, 128), (256, 64)], ids=str)
-@pytest.mark.parametrize("name", ["delta_rule", "gated_delta_rule", "gated_delta_product", "kda", "gdn2"])
-def test_product(name, dtype, chunk_size, width):
-    sizes = dict(T=chunk_size + 33, K=width[0], V=width[1])
-    kernel_cases.check(ls.RECURRENCES[name], dtype, chunk_size, starts=(7, chunk_size), H=2, HV=4, **sizes)
-
-
-@kernel_cases.compiler
-def test_compiles_for_a_tpu():
-    kernel_cases.assert_compiles([("gated_delta_rule", "v5e"), ("kda", "v5e")])
-
-
-@pytest.mark.slow
-@kernel_cases.compiler
-@pytest.mark.parametrize("target", kernel_cases.TARGETS)
-def test_compiles_in_all_shapes(target):
-    names = ("delta_rule", "gated_delta_rule", "gated_delta_product", "kda", "gdn2")
-    kernel_cases.assert_compiles([(name, target) for name in names], kernel_cases.SHAPES)

@@ -1,4 +1,4 @@
-"""Kernels of one decay per key channel: gla, hgrn2, rwkv6."""
+"""Kernels of one decay per key channel: gla, hgrn2, rwkv6, lightnet."""
 
 import kernel_cases
 import numpy as np
@@ -23,6 +23,18 @@ def test_a_query_that_reads_the_state_before_its_token():
     kernel_cases.check(ls.rwkv6, "float32", starts=(5, 64), T=70)
 
 
+@pytest.mark.parametrize("largest", [1.0, 30.0])
+def test_a_running_softmax(largest):
+    """Logits that dwarf those before them, tokens that are masked, in the first place too, and a state of its own."""
+
+    def change(args):
+        k = args["k"] * largest
+        k[:, :1], k[:, 40:43], k[:, 70:, :, ::2] = -1e30, -1e30, -1e30
+        return {**args, "k": k}
+
+    kernel_cases.check(ls.lightnet, "float32", starts=(5, 64), H=1, change=change)
+
+
 @pytest.mark.parametrize("strength", [-1.5, -15.0])
 def test_uniform_strong_gates(strength):
     """Sums of gates over a chunk, and at -15 over a few tokens, that leave float32's range either way."""
@@ -36,25 +48,3 @@ def test_strong_gates_among_weak_ones():
         return {**args, "g": g}
 
     kernel_cases.check(ls.gla, "float32", change=change)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("chunk_size", [64, 128])
-@pytest.mark.parametrize("width", [(64, 256), (128, 128), (256, 64)], ids=str)
-@pytest.mark.parametrize("name", ["gla", "hgrn2", "rwkv6"])
-def test_product(name, dtype, chunk_size, width):
-    sizes = dict(T=chunk_size + 33, K=width[0], V=width[1])
-    kernel_cases.check(ls.RECURRENCES[name], dtype, chunk_size, starts=(7, chunk_size), H=2, HV=4, **sizes)
-
-
-@kernel_cases.compiler
-def test_compiles_for_a_tpu():
-    kernel_cases.assert_compiles([("gla", "v5e"), ("rwkv6", "v5e")])
-
-
-@pytest.mark.slow
-@kernel_cases.compiler
-@pytest.mark.parametrize("target", kernel_cases.TARGETS)
-def test_compiles_in_all_shapes(target):
-    kernel_cases.assert_compiles([(name, target) for name in ("gla", "hgrn2", "rwkv6")], kernel_cases.SHAPES)

@@ -47,25 +47,3 @@ def test_an_infinite_gate_forgets():
 def test_stabilised_inputs():
     """mLSTM's state is a triple, the third of which no gradient reaches."""
     kernel_cases.check(ls.mlstm, "float32", starts=(5, 64), T=70)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("chunk_size", [64, 128])
-@pytest.mark.parametrize("width", [(64, 256), (128, 128), (256, 64)], ids=str)
-@pytest.mark.parametrize("name", ["linear_attention", "retention", "lightning_attention", "simple_gla", "ssd", "mlstm"])
-def test_product(name, dtype, chunk_size, width):
-    sizes = dict(T=chunk_size + 33, K=width[0], V=width[1], N=width[0], D=width[1], L=2)
-    kernel_cases.check(ls.RECURRENCES[name], dtype, chunk_size, starts=(7, chunk_size), H=2, HV=4, **sizes)
-
-
-@kernel_cases.compiler
-def test_compiles_for_a_tpu():
-    kernel_cases.assert_compiles([("simple_gla", "v5e"), ("linear_attention", "v5e")])
-
-
-@pytest.mark.slow
-@kernel_cases.compiler
-@pytest.mark.parametrize("target", kernel_cases.TARGETS)
-def test_compiles_in_all_shapes(target):
-    kernel_cases.assert_compiles([(name, target) for name in ("simple_gla", "linear_attention")], kernel_cases.SHAPES)
