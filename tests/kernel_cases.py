@@ -83,6 +83,7 @@ SHAPES = [
     *(dict(dtype="bfloat16", K=K, V=V) for K, V in ((64, 256), (256, 64))),
     dict(WIDE, dtype="bfloat16", H=1, HV=3),
     dict(WIDE, dtype="float32", H=16, HV=16),
+    dict(WIDE, dtype="float32", H=8, HV=8, K=256, V=256),
 ]
 
 

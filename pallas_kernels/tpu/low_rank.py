@@ -133,7 +133,7 @@ DIAGONAL_PLUS_LOW_RANK = Family(
     _forward,
     _backward,
     saves=("C C",),
-    turns=8,
+    turns=4,  # of eight, float32 would fill the vector memory
     prepare=_prepare,
     rooms={name: (tuple(shape.split()), False) for name, shape in ROOMS.items()}
     | {"total": ((1, "K"), True), "strict": ((SQUARE, SQUARE), True), "inverse": ((SQUARE, SQUARE), True)},
