@@ -12,6 +12,7 @@ pulls back through `prepare`. Nothing but the outputs grows with T.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,23 +55,35 @@ def chunk(
     xs: Inputs,
     reset: jax.Array | None,
     state: State,
+    factors: Any = None,
 ) -> tuple[State, jax.Array]:
-    """Chunk-parallel: everything inside a chunk for many chunks at once, the state carried over them by a scan."""
-    return _Chunked(recurrence, scale, chunk_size, xs, reset).forward(state, keep_entries=False)[0]
+    """Chunk-parallel: everything inside a chunk for many chunks at once, the state carried over them by a scan.
+
+    `factors`, where `prepared` gave any for these inputs, are not made again; the gradients are of the inputs alone.
+    """
+    return _Chunked(recurrence, scale, chunk_size, xs, reset).forward(state, factors, keep_entries=False)[0]
 
 
-def _chunk_forward(recurrence, scale, chunk_size, xs, reset, state):
-    result, entries = _Chunked(recurrence, scale, chunk_size, xs, reset).forward(state, keep_entries=True)
+def _chunk_forward(recurrence, scale, chunk_size, xs, reset, state, factors):
+    result, entries = _Chunked(recurrence, scale, chunk_size, xs, reset).forward(state, factors, keep_entries=True)
     return result, (xs, reset, entries)
 
 
 def _chunk_backward(recurrence, scale, chunk_size, residuals, cotangents):
     xs, reset, entries = residuals
     d_xs, d_state = _Chunked(recurrence, scale, chunk_size, xs, reset).backward(entries, *cotangents)
-    return d_xs, None, d_state
+    return d_xs, None, d_state, None
 
 
 chunk.defvjp(_chunk_forward, _chunk_backward)
+
+
+def prepared(recurrence: Recurrence, scale: float | None, chunk_size: int, xs: Inputs, reset: jax.Array | None) -> Any:
+    """The factors of all chunks, for several runs of `chunk` from different states, where `chunk` has them apart.
+
+    None where it does not: where blocks follow one another, or where ways to prepare give factors of different kinds.
+    """
+    return _Chunked(recurrence, scale, chunk_size, xs, reset).prepared()
 
 
 class _Chunked:
@@ -89,6 +102,8 @@ class _Chunked:
         pad = lambda name, x: pad_time(x, padded, recurrence.padding.get(name, 0))  # noqa: E731
         self.xs = {name: pad(name, x) if name in recurrence.fields else x for name, x in xs.items()}
         self.keep = None if reset is None else ~pad_time(reset, padded)
+        self.shortcuts = [s for s in recurrence.shortcuts if chunk_size > s.longer_than]
+        self.forms = [functools.partial(MappedChunk, self.layout, shortcut) for shortcut in (*self.shortcuts, None)]
 
     def _chunks_at_once(self, xs) -> int:
         if jax.default_backend() != "cpu":
@@ -116,37 +131,49 @@ class _Chunked:
 
         On a CPU all of `run` is decided at once, and takes the inputs itself: what crosses the border of a branch is
         written to memory first. Where all chunks are one block, only `prepare` waits for the decision, and the rest
-        for nothing in it: so a shard can prepare its chunks while the state that enters it is on its way.
+        for nothing in it: so a shard prepares its chunks once, before it knows the state that enters it.
         """
-        shortcuts = [s for s in self.recurrence.shortcuts if self.chunk_size > s.longer_than]
-        forms = [functools.partial(MappedChunk, self.layout, shortcut) for shortcut in (*shortcuts, None)]
-        if not shortcuts:
-            return run(forms[-1])
+        if len(self.forms) == 1:
+            return run(self.forms[0])
         x, keep = self._inputs(block)
-        applies = jnp.stack([*(shortcut.applies(x) for shortcut in shortcuts), jnp.ones((), bool)])
-        first = jnp.argmax(applies)
-        prepares = [form(keep).prepare_all for form in forms]
-        if not self.at_once or not _interchangeable(prepares, x):
-            return lax.switch(first, [functools.partial(run, form) for form in forms])
+        if self._prepares_apart(x, keep):
+            return run(self._deciding)
+        return lax.switch(self._first(x), [functools.partial(run, form) for form in self.forms])
 
-        def choosing(keep):
-            form = forms[-1](keep)
-            form.prepare_all = functools.partial(lax.switch, first, prepares)
-            return form
+    def _first(self, x: Inputs) -> jax.Array:
+        """Which of the forms is the first that applies."""
+        return jnp.argmax(jnp.stack([*(shortcut.applies(x) for shortcut in self.shortcuts), jnp.ones((), bool)]))
 
-        return run(choosing)
+    def _deciding(self, keep: jax.Array | None) -> MappedChunk:
+        """The form in whose `prepare_all` alone the forms differ."""
+        form, prepares = self.forms[-1](keep), [form(keep).prepare_all for form in self.forms]
+        form.prepare_all = lambda x: lax.switch(self._first(x), prepares, x)
+        return form
 
-    def forward(self, state: State, keep_entries: bool):
+    def _prepares_apart(self, x: Inputs, keep: jax.Array | None) -> bool:
+        if not self.at_once:
+            return False
+        first, *others = (jax.eval_shape(form(keep).prepare_all, x) for form in self.forms)
+        return all(jax.tree.structure(o) == jax.tree.structure(first) for o in others) and all(
+            jax.tree.leaves(o) == jax.tree.leaves(first) for o in others
+        )
+
+    def prepared(self):
+        x, keep = self._inputs(jnp.asarray(0))
+        return self._deciding(keep).prepare_all(x) if self._prepares_apart(x, keep) else None
+
+    def forward(self, state: State, factors: Any, keep_entries: bool):
         """`((final state, o), entries)`: the states that enter the chunks `[blocks, N, B, H, (n,) ...]`, or None."""
         field = self.recurrence.output_field
 
         def block(state, index):
             def run(form):
                 x, keep = self._inputs(index)
-                new, o, entries = _block_forward(form(keep), x, state)
+                form = form(keep)
+                new, o, entries = _block_forward(form, form.prepare_all(x) if factors is None else factors, state)
                 return new, self.layout.time_back(field, o).astype(self.dtypes[field]), entries
 
-            new, o, entries = self._cheapest(index, run)
+            new, o, entries = self._cheapest(index, run) if factors is None else run(self.forms[-1])
             return new, (o, entries if keep_entries else None)
 
         state = self.layout.group_state(state)
@@ -199,17 +226,7 @@ class _Chunked:
         return x.reshape(x.shape[0], -1, *x.shape[3:])[:, : self.layout.length]
 
 
-def _interchangeable(prepares: list[Callable], x: Inputs) -> bool:
-    """Whether all give factors of one kind."""
-    first, *others = (jax.eval_shape(prepare, x) for prepare in prepares)
-    return all(jax.tree.structure(o) == jax.tree.structure(first) for o in others) and all(
-        jax.tree.leaves(o) == jax.tree.leaves(first) for o in others
-    )
-
-
-def _block_forward(form: MappedChunk, x: Inputs, state: State):
-    factors = form.prepare_all(x)
-
+def _block_forward(form: MappedChunk, factors: Any, state: State):
     def body(state, factors_c):
         new, extra = form.advance(factors_c, state)
         return new, (state, extra)

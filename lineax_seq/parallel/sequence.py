@@ -12,8 +12,10 @@ else; with the summary it makes the map L_{p+1} -> L_p = T_p^T L_{p+1} + W_p, an
 later shard comes first: the same exchange from right to left. Then the chunk form's own backward pass runs with L_{p+1}
 behind the shard. Summaries whose action is not affine are pulled back through `apply` at the state that entered.
 
-What the shard's tokens say without the state (scores, intra-chunk outputs) needs no one: where the chunk form's
-`prepare` stands on its own, the compiler puts it between the start of the collective and its end.
+What the shard's tokens say without the state (scores, intra-chunk outputs) needs no one, and the compiler puts it
+between the start of the collective and its end. Where gates decide how chunks are prepared, it cannot cut through the
+decision: there both runs share one `prepare`, before the summary, and the intra-chunk outputs fill the time. A dense
+transition has other factors for its summary, as the identity's columns are part of them.
 
 Source: LASP-2, Sun et al. 2025, arXiv:2502.07563, algorithms 1-4, for every monoid in place of their sum.
 """
@@ -71,17 +73,20 @@ def _on_shard(operator, implementation, how, scale, chunk_size, xs, segment_ids,
     fields, reset, given = prepared(operator, xs, reset, state, **place)
     fields = everywhere(fields)
     state = vary(zero_state(operator.recurrence, fields) if state is None else given, replicated)
+    prepare = None
     if form == "scan":
         run = functools.partial(forms.scan, operator.recurrence, scale)
     elif implementation == "xla":
         run = functools.partial(forms.chunk, operator.recurrence, scale, chunk_size)
+        if operator.recurrence.monoid.probe is None:
+            prepare = functools.partial(forms.prepared, operator.recurrence, scale, chunk_size)
     else:
         run = functools.partial(dispatch.kernel(operator.recurrence, implementation), scale, chunk_size)
     if lax.axis_size(name) == 1:
         final, o = run(fields, reset, everywhere(state))
         final = lax.psum(final, name)
     else:
-        final, o = _Exchange(operator.recurrence, run, name, strategy, axes).call(fields, reset, state)
+        final, o = _Exchange(operator.recurrence, run, prepare, name, strategy, axes).call(fields, reset, state)
     if not causal:
         o = _reading(operator.recurrence, scale, fields, everywhere(final))
     return finished(operator, xs, (final, o))
@@ -130,32 +135,41 @@ def _documents(operator: Operator, name: str, segment_ids, state, xs: dict):
 
 
 class _Exchange:
-    """One call on one shard. `run(fields, reset, state) -> (final state, o)` is the form that computes it."""
+    """One call on one shard. `run(fields, reset, state) -> (final state, o)` is the form that computes it; it takes
+    the `factors` of `prepare(fields, reset)`, where there are any."""
 
-    def __init__(self, recurrence: Recurrence, run: Callable, name: str, strategy: str | None, axes: frozenset[str]):
-        self.recurrence, self.run, self.name, self.strategy, self.axes = recurrence, run, name, strategy, axes
+    def __init__(self, recurrence: Recurrence, run: Callable, prepare: Callable | None, name: str, strategy, axes):
+        self.recurrence, self.run, self.prepare, self.name = recurrence, run, prepare, name
+        self.strategy, self.axes = strategy, axes
         self.lead = 2 if recurrence.has_heads else 1
 
     def call(self, xs: Inputs, reset, state: State) -> tuple[State, jax.Array]:
         @jax.custom_vjp
         def exchange(xs, reset, state):
-            final, entering, _ = self._enter(xs, reset, state)
-            return final, self.run(xs, reset, entering)[1]
+            run = self._prepared(xs, reset)
+            final, entering, _ = self._enter(run, xs, reset, state)
+            return final, run(xs, reset, entering)[1]
 
         def forward(*primals):
             xs, reset, state = jax.tree.map(lambda primal: primal.value, primals)
-            final, entering, kept = self._enter(xs, reset, state)
-            (_, o), pull = jax.vjp(lambda xs, state: self.run(xs, reset, state), xs, entering)
+            run = self._prepared(xs, reset)
+            final, entering, kept = self._enter(run, xs, reset, state)
+            (_, o), pull = jax.vjp(lambda xs, state: run(xs, reset, state), xs, entering)
             return (final, o), (pull, entering, kept)
 
         exchange.defvjp(forward, self._backward, symbolic_zeros=True)
         self.shared_state = all(self._shared(x) for x in jax.tree.leaves(state))
         return exchange(xs, reset, state)
 
-    def _enter(self, xs: Inputs, reset, state: State):
+    def _prepared(self, xs: Inputs, reset) -> Callable:
+        """`run`, which need not prepare these inputs' chunks anew."""
+        factors = self.prepare and self.prepare(xs, reset)
+        return self.run if factors is None else functools.partial(self.run, factors=factors)
+
+    def _enter(self, run: Callable, xs: Inputs, reset, state: State):
         """`(final state, state that enters this shard, (summary, zero state))`."""
         zero = vary(zero_state(self.recurrence, xs), self.axes - {self.name})
-        summary = shard_summary(self.recurrence, self.run, xs, reset, vary(zero, self.axes), self.lead)
+        summary = shard_summary(self.recurrence, run, xs, reset, vary(zero, self.axes), self.lead)
         entering, final = self._prefix(self._monoid(summary, zero), summary, state, reverse=False)
         return final, entering, (summary, zero)
 

@@ -17,7 +17,7 @@ from ..monoid import DECAY, Affine
 from ..recurrence import Recurrence, Shortcut
 from ..typing import Inputs
 from . import _decay, _scalar
-from ._products import inner
+from ._products import inner, product
 
 # e^60 = 1e26 and e^-60 leave float32 twelve decimal orders for what they multiply.
 MILD_DECAY = 60.0
@@ -115,10 +115,26 @@ def one_later(x: jax.Array, first: float = 0) -> jax.Array:
     return jnp.concatenate([jnp.full_like(x[..., :1, :], first), x[..., :-1, :]], axis=-2)
 
 
-def _prepare(decayed: DecayedScores, x: Inputs, keep: jax.Array | None) -> _scalar.Factors:
+class Factors(NamedTuple):
+    """Those of `_scalar` but for `intra = scores v`, which `readout` makes: `prepare` is a branch among others, and the
+    compiler leaves a branch whole, while this product runs when there is time for it, as a state is on its way."""
+
+    reads: jax.Array  # [C, K]
+    scores: jax.Array  # [C, C] of queries on keys, decayed, causal
+    v: jax.Array  # [C, V]
+    decay: jax.Array  # [K, 1]
+    offset: jax.Array  # [K, V]
+
+
+def readout(factors: Factors, state: jax.Array, extra: None) -> jax.Array:
+    return product(factors.scores, factors.v) + product(factors.reads, state)
+
+
+def _prepare(decayed: DecayedScores, x: Inputs, keep: jax.Array | None) -> Factors:
     docs = _decay.documents(keep)
     ((scores,),), decays = decayed([x["q"]], [x["k"]], x["g"])
-    return _scalar.factors(x, _decay.causal(scores, docs), *decays, docs)
+    reads, decay, offset = _scalar.ends(x, *decays, docs)
+    return Factors(reads, _decay.causal(scores, docs), x["v"], decay, offset)
 
 
 DIAGONAL_DECAY = Recurrence(
@@ -130,5 +146,5 @@ DIAGONAL_DECAY = Recurrence(
     init_state=_scalar.init_state,
     **by_gates(_prepare),
     advance=_scalar.advance,
-    readout=_scalar.readout,
+    readout=readout,
 )

@@ -45,11 +45,17 @@ def prepare(x: Inputs, keep: jax.Array | None) -> Factors:
 
 def factors(x: Inputs, scores: jax.Array, since_entry: jax.Array, until_exit: jax.Array, docs) -> Factors:
     """The factors from the masked scores `[C, C]` and the decays since the chunk's entry and until its exit."""
+    reads, decay, offset = ends(x, since_entry, until_exit, docs)
+    return Factors(reads, product(scores, x["v"]), decay, offset)
+
+
+def ends(x: Inputs, since_entry: jax.Array, until_exit: jax.Array, docs) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """reads, decay and offset of the factors: what ties the chunk to the states at its ends."""
     reads, writes, decay = x["q"] * since_entry, x["k"] * until_exit, since_entry[-1][:, None]
     if docs is not None:
         reads, writes = _decay.mask(reads, docs.entry), _decay.mask(writes, docs.exit)
         decay = jnp.where(docs.through, decay, 0)
-    return Factors(reads, product(scores, x["v"]), decay, outer(writes, x["v"]))
+    return reads, decay, outer(writes, x["v"])
 
 
 def advance(factors: Factors, state: jax.Array) -> tuple[jax.Array, None]:

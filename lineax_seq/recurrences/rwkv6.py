@@ -21,14 +21,15 @@ def _output(x: Inputs, state: jax.Array, previous: jax.Array) -> jax.Array:
     return x["q"] @ previous + (x["q"] * x["u"] * x["k"]).sum() * x["v"]
 
 
-def _prepare(decayed: _diagonal.DecayedScores, x: Inputs, keep: jax.Array | None) -> _scalar.Factors:
+def _prepare(decayed: _diagonal.DecayedScores, x: Inputs, keep: jax.Array | None) -> _diagonal.Factors:
     docs, earlier = _decay.documents(keep), _diagonal.one_earlier(x["q"])
     ((scores,),), decays = decayed([earlier], [x["k"]], x["g"])
     bonus = jnp.diag((x["q"] * x["u"] * x["k"]).sum(-1))
     scores = _decay.causal(_diagonal.one_later(scores), docs, strict=True) + bonus
-    factors = _scalar.factors(x, scores, *decays, docs)
+    _, decay, offset = _scalar.ends(x, *decays, docs)
     reads = x["q"] * _diagonal.one_later(decays.since_entry, first=1)
-    return factors._replace(reads=reads if docs is None else _decay.mask(reads, docs.entry))
+    reads = reads if docs is None else _decay.mask(reads, docs.entry)
+    return _diagonal.Factors(reads, scores, x["v"], decay, offset)
 
 
 DIAGONAL_DECAY_BONUS = Recurrence(
@@ -41,7 +42,7 @@ DIAGONAL_DECAY_BONUS = Recurrence(
     init_state=_scalar.init_state,
     **_diagonal.by_gates(_prepare),
     advance=_scalar.advance,
-    readout=_scalar.readout,
+    readout=_diagonal.readout,
 )
 
 rwkv6 = Operator(

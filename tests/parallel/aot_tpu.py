@@ -1,6 +1,7 @@
-"""Compiles recurrences over sharded time for TPU v5e:4x4 and prints what the programs hold, as one line of JSON.
+"""Compiles a recurrence over sharded time for TPU v5e:4x4 and prints what the program holds, as one line of JSON.
 
-`python aot_tpu.py NAME...`: a program of its own, as the TPU compiler wants other settings than the tests' devices.
+`python aot_tpu.py NAME forward|both`: a process of its own, as the TPU compiler wants other settings than the tests'
+devices.
 """
 
 import json
@@ -19,8 +20,8 @@ SHARD = 1024
 forms.CPU_BLOCK_TOKENS = 1 << 40  # the platform that traces is a CPU; the one that runs takes all chunks at once
 
 
-def programs(name: str, mesh: Mesh) -> dict[str, str]:
-    """The scheduled HLO of one layer's outputs, and of its gradients."""
+def scheduled(name: str, program: str, mesh: Mesh) -> str:
+    """The HLO of one layer's outputs, `forward`, or of its gradients, `both`."""
     operator = ls.RECURRENCES[name]
     sizes = dict(B=1, T=16 * SHARD, H=2, K=128, V=128)
     args = jax.eval_shape(lambda: operator.example(jax.random.key(0), dtype=jnp.bfloat16, **sizes))
@@ -30,9 +31,7 @@ def programs(name: str, mesh: Mesh) -> dict[str, str]:
     outputs = lambda args: call(**args, implementation="xla")[0]  # noqa: E731
     loss = lambda args: (outputs(args).astype(jnp.float32) ** 2).sum()  # noqa: E731
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return {
-            k: jax.jit(f).lower(args).compile().as_text() for k, f in (("forward", outputs), ("both", jax.grad(loss)))
-        }
+        return jax.jit({"forward": outputs, "both": jax.grad(loss)}[program]).lower(args).compile().as_text()
 
 
 def facts(text: str) -> dict:
@@ -75,4 +74,4 @@ def facts(text: str) -> dict:
 if __name__ == "__main__":
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4")
     mesh = Mesh(topology.devices, ("seq",), axis_types=(AxisType.Auto,))
-    print(json.dumps({name: {k: facts(t) for k, t in programs(name, mesh).items()} for name in sys.argv[1:]}))
+    print(json.dumps(facts(scheduled(*sys.argv[1:3], mesh))))
