@@ -46,7 +46,10 @@ class Benchmark:
     chunk_sizes: tuple[int, ...] = ()
     """C of the chunk form; empty takes each recurrence's default."""
     rounds: int = 5
-    """Turns that every candidate gets; the minimum counts."""
+    """Turns that every candidate gets in a sweep; the minimum counts."""
+    sweeps: int = 1
+    """Times that all is measured from first to last, each program compiled once: a machine that shares its cores with
+    others is slow for minutes at a time."""
     scan_limit: int = 8192
     """Longest T for softmax attention, and for the backward pass of token scans, which keeps every state."""
     softmax: bool = True
@@ -206,52 +209,83 @@ def agrees(fn: Callable, args: dict, want: np.ndarray) -> float:
     return float(np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)))
 
 
-def measured(name: str, length: int, config: Benchmark, peak: float) -> Iterator[dict]:
-    """One row per candidate and pass."""
-    operator, width = ls.RECURRENCES[name], config.heads * config.key_dim
-    sizes = dict(B=config.batch, H=config.heads, HV=config.heads, K=config.key_dim, V=config.value_dim, D=width, N=16)
-    sizes |= dict(NH=2, L=(length - 1).bit_length() + 1)  # micro-steps; levels, which the short check shares
-    required = [argument for argument, spec in operator.arguments.items() if not spec.optional]
-    drawn = lambda T: operator.example(jax.random.key(0), T=T, **sizes)  # noqa: E731
-    args, short = ({name: drawn(T)[name] for name in required} for T in (length, min(length, 512)))
-    found = candidates(name, config)
-    want = np.asarray(jax.jit(lambda a: operator(**a, form="scan")[0])(short), np.float64)
-    errors = {label: agrees(fn, short, want) for label, fn in found.items()}
-    for label, error in errors.items():
-        if not error < AGREEMENT:
-            print(f"{name} {label}: differs from the scan by {error:.1e}; not timed", file=sys.stderr)
-            del found[label]
-    for which in config.passes:
-        too_long = which != "forward" and length > config.scan_limit
-        fns = {label: fn for label, fn in found.items() if not (too_long and label.endswith("scan"))}
-        runs, inputs = {label: compiled(fn, args, which) for label, fn in fns.items()}, dict.fromkeys(fns, args)
-        if config.softmax and length <= config.scan_limit:
-            qkv = ls.linear_attention.example(jax.random.key(1), T=length, **sizes)
-            runs["softmax attention"] = compiled(softmax_attention, qkv, which)
-            inputs["softmax attention"] = qkv
-        work = arithmetic(name, config, length) if which == "forward" else None
-        for label, seconds in minima(runs, inputs, config.rounds).items():
-            row = dict(recurrence=name, length=length, which=which, candidate=label, milliseconds=seconds * 1e3)
-            if work and label.startswith("chunk"):
-                row |= dict(fraction_of_peak=work / seconds / peak)
-            yield row | dict(error=errors.get(label), peak_gflops=peak, jax=jax.__version__)
+class Group:
+    """The candidates of one recurrence and length, checked and compiled once, timed as often as wanted."""
+
+    def __init__(self, name: str, length: int, config: Benchmark):
+        self.name, self.length, self.config = name, length, config
+        args = self.arguments(length)
+        found, self.errors = self.checked(candidates(name, config))
+        self.runs: dict[str, dict[str, Callable]] = {}
+        for which in config.passes:
+            too_long = which != "forward" and length > config.scan_limit
+            fns = {label: fn for label, fn in found.items() if not (too_long and label.endswith("scan"))}
+            self.runs[which] = {label: compiled(fn, args, which) for label, fn in fns.items()}
+            if config.softmax and length <= config.scan_limit:
+                self.runs[which]["softmax attention"] = compiled(softmax_attention, self.softmax_arguments(), which)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        config, width = self.config, self.config.heads * self.config.key_dim
+        sizes = dict(B=config.batch, H=config.heads, HV=config.heads, K=config.key_dim, V=config.value_dim, D=width)
+        levels = (self.length - 1).bit_length() + 1  # which the short check has too
+        return sizes | dict(N=16, NH=2, L=levels)
+
+    def arguments(self, length: int) -> dict:
+        """Drawn anew each time, so that memory holds those of one group."""
+        operator = ls.RECURRENCES[self.name]
+        drawn = operator.example(jax.random.key(0), T=length, **self.sizes)
+        return {name: drawn[name] for name, spec in operator.arguments.items() if not spec.optional}
+
+    def softmax_arguments(self) -> dict:
+        return ls.linear_attention.example(jax.random.key(1), T=self.length, **self.sizes)
+
+    def checked(self, found: dict[str, Callable]) -> tuple[dict[str, Callable], dict[str, float]]:
+        """Those that agree with the token scan, and by how much all differ from it."""
+        short = self.arguments(min(self.length, 512))
+        want = np.asarray(jax.jit(lambda a: ls.RECURRENCES[self.name](**a, form="scan")[0])(short), np.float64)
+        errors = {label: agrees(fn, short, want) for label, fn in found.items()}
+        for label in [label for label, error in errors.items() if not error < AGREEMENT]:
+            print(f"{self.name} {label}: differs from the scan by {errors[label]:.1e}; not timed", file=sys.stderr)
+        return {label: fn for label, fn in found.items() if errors[label] < AGREEMENT}, errors
+
+    def rows(self, peak: float) -> Iterator[dict]:
+        """One per candidate and pass."""
+        args = self.arguments(self.length)
+        for which, runs in self.runs.items():
+            inputs = {label: args for label in runs}
+            if "softmax attention" in runs:
+                inputs["softmax attention"] = self.softmax_arguments()
+            work = arithmetic(self.name, self.config, self.length) if which == "forward" else None
+            for label, seconds in minima(runs, inputs, self.config.rounds).items():
+                row = dict(recurrence=self.name, length=self.length, which=which, candidate=label)
+                row |= dict(milliseconds=seconds * 1e3)
+                if work and label.startswith("chunk"):
+                    row |= dict(fraction_of_peak=work / seconds / peak)
+                yield row | dict(error=self.errors.get(label), peak_gflops=peak, jax=jax.__version__)
 
 
 def bench(config: Benchmark, path: pathlib.Path) -> list[dict]:
-    """Every row goes to `path` as soon as it is measured."""
-    peak, rows = peak_gflops(), []
+    """What is measured so far stands in `path` after every group."""
+    peak, best = peak_gflops(), {}
     print(f"1024 x 1024 products run at {peak:.0f} GFLOP/s here")
-    groups = [(name, length) for name in config.recurrences for length in config.lengths]
-    with path.open("w") as file, tqdm.tqdm(groups, unit="group") as progress:
+    named = [(name, length) for name in config.recurrences for length in config.lengths]
+    groups: dict[tuple[str, int], Group] = {}
+    with tqdm.tqdm([*named] * config.sweeps, unit="group") as progress:
         for name, length in progress:
             progress.set_postfix_str(f"{name} T={length}")
-            group = list(measured(name, length, config, peak))
-            file.writelines(json.dumps(row) + "\n" for row in group)
-            file.flush()
-            rows += group
+            if (name, length) not in groups:
+                groups[name, length] = Group(name, length, config)
+            for row in groups[name, length].rows(peak):
+                key = tuple(row[part] for part in ("recurrence", "length", "which", "candidate"))
+                best[key] = min(row, best.get(key, row), key=lambda row: row["milliseconds"])
+            part = path.with_name(path.name + ".part")
+            part.write_text("".join(json.dumps(row) + "\n" for row in best.values()), "utf-8")
+            part.replace(path)
             for which in config.passes:
-                progress.write(summary([row for row in group if row["which"] == which]))
-    return rows
+                own = [row for key, row in best.items() if key[:3] == (name, length, which)]
+                progress.write(summary(own))
+    return list(best.values())
 
 
 def summary(rows: list[dict]) -> str:

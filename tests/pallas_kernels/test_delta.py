@@ -7,7 +7,7 @@ import pytest
 import lineax_seq as ls
 
 
-@pytest.mark.parametrize("operator", [ls.gated_delta_rule, ls.kda, ls.gdn2, ls.rwkv7], ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", [ls.gated_delta_rule, ls.kda, ls.gdn2, ls.rwkv7], ids=lambda op: op.name)
 def test_float32(operator):
     kernel_cases.check(operator, "float32", starts=(5, 64, 99), H=1)
 

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 
 import lineax_seq as ls
 import pallas_kernels
-from pallas_kernels import block_sizes
+from pallas_kernels import _targets, block_sizes
 from pallas_kernels._aot import environment
 from pallas_kernels.block_sizes import BlockSizes
 from pallas_kernels.tpu import MATRIX_STATE, _heads, _partition
@@ -68,6 +68,20 @@ def test_block_sizes_from_the_table(monkeypatch):
     assert block_sizes.choose("delta", "TPU v9", 8, 8, **facts) == BlockSizes(64, 8)
     assert block_sizes.choose("delta", "TPU v9", 32, 32, 128, **facts) == BlockSizes(128, 8)
     assert block_sizes.choose("delta", "TPU v8", 32, 32, **facts) == BlockSizes(128, 8)
+
+
+def test_rows_of_the_table_are_reached():
+    """Each names a kernel and a device that exist, once, and where its numbers come from."""
+    kinds, seen = {target.kind for target in _targets.TARGETS.values()}, set()
+    for row in block_sizes._table():
+        facts = {name: row[name] for name in block_sizes.FACTS}
+        assert row["kernel"] in MATRIX_STATE and row["device"] in kinds, facts
+        assert (*facts.values(), row["chunk"]) not in seen and row["source"]["versions"], facts
+        seen.add((*facts.values(), row["chunk"]))
+        kernel, device = facts.pop("kernel"), facts.pop("device")
+        chosen = block_sizes.choose(kernel, device, 16, 16, row["chunk"], **facts)
+        assert chosen == BlockSizes(row["chunk"], row["heads"])
+    assert seen
 
 
 def test_explicit_block_sizes_are_obeyed_or_refused():
