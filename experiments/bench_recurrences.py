@@ -2,11 +2,10 @@
 
 Command: `python -m experiments.bench_recurrences` (`make bench`); `--help` lists recurrences, lengths and shapes.
 Each candidate first has to agree with our token scan; then all candidates of a recurrence and length take turns, and
-the minimum over the rounds counts, so that a noisy machine disturbs them alike. Results: a table, one JSON line per
-measurement, and a plot of time over T.
+the minimum over rounds and sweeps counts, so that a noisy machine disturbs them alike. Results: a table, one JSON line
+per candidate, length and pass, and a plot of time over T.
 
-Expected: the chunk form beats the token scan forward and backward from T = 256 on; softmax attention is ahead for
-short sequences and falls behind where its quadratic cost overtakes.
+Expected: EXPECTED
 """
 
 import dataclasses
@@ -249,43 +248,51 @@ class Group:
             print(f"{self.name} {label}: differs from the scan by {errors[label]:.1e}; not timed", file=sys.stderr)
         return {label: fn for label, fn in found.items() if errors[label] < AGREEMENT}, errors
 
-    def rows(self, peak: float) -> Iterator[dict]:
+    def rows(self) -> Iterator[dict]:
         """One per candidate and pass."""
         args = self.arguments(self.length)
         for which, runs in self.runs.items():
             inputs = {label: args for label in runs}
             if "softmax attention" in runs:
                 inputs["softmax attention"] = self.softmax_arguments()
-            work = arithmetic(self.name, self.config, self.length) if which == "forward" else None
             for label, seconds in minima(runs, inputs, self.config.rounds).items():
                 row = dict(recurrence=self.name, length=self.length, which=which, candidate=label)
-                row |= dict(milliseconds=seconds * 1e3)
-                if work and label.startswith("chunk"):
-                    row |= dict(fraction_of_peak=work / seconds / peak)
-                yield row | dict(error=self.errors.get(label), peak_gflops=peak, jax=jax.__version__)
+                yield row | dict(milliseconds=seconds * 1e3, error=self.errors.get(label), jax=jax.__version__)
 
 
 def bench(config: Benchmark, path: pathlib.Path) -> list[dict]:
     """What is measured so far stands in `path` after every group."""
-    peak, best = peak_gflops(), {}
-    print(f"1024 x 1024 products run at {peak:.0f} GFLOP/s here")
+    peak, best, rows = 0.0, {}, []
     named = [(name, length) for name in config.recurrences for length in config.lengths]
     groups: dict[tuple[str, int], Group] = {}
     with tqdm.tqdm([*named] * config.sweeps, unit="group") as progress:
-        for name, length in progress:
+        for number, (name, length) in enumerate(progress):
             progress.set_postfix_str(f"{name} T={length}")
+            if number % len(named) == 0:
+                peak = max(peak, peak_gflops())
+                progress.write(f"1024 x 1024 products run at {peak:.0f} GFLOP/s here")
             if (name, length) not in groups:
                 groups[name, length] = Group(name, length, config)
-            for row in groups[name, length].rows(peak):
+            for row in groups[name, length].rows():
                 key = tuple(row[part] for part in ("recurrence", "length", "which", "candidate"))
                 best[key] = min(row, best.get(key, row), key=lambda row: row["milliseconds"])
             part = path.with_name(path.name + ".part")
-            part.write_text("".join(json.dumps(row) + "\n" for row in best.values()), "utf-8")
+            rows = [of_peak(row, config, peak) for row in best.values()]
+            part.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
             part.replace(path)
             for which in config.passes:
-                own = [row for key, row in best.items() if key[:3] == (name, length, which)]
-                progress.write(summary(own))
-    return list(best.values())
+                own = [row for row in rows if (row["recurrence"], row["length"], row["which"]) == (name, length, which)]
+                if own:
+                    progress.write(summary(own))
+    return rows
+
+
+def of_peak(row: dict, config: Benchmark, peak: float) -> dict:
+    """The row with what the machine can do, and which part of it a chunk form reaches."""
+    work = arithmetic(row["recurrence"], config, row["length"]) if row["which"] == "forward" else None
+    if work and row["candidate"].startswith("chunk"):
+        row = row | dict(fraction_of_peak=work / row["milliseconds"] * 1e3 / peak)
+    return row | dict(peak_gflops=peak)
 
 
 def summary(rows: list[dict]) -> str:
@@ -329,6 +336,8 @@ def main(config: Benchmark) -> None:
     unknown = [name for name in config.recurrences if name not in ls.RECURRENCES]
     if unknown:
         raise SystemExit(f"bench_recurrences: unknown recurrences {unknown}; known are {', '.join(ls.RECURRENCES)}")
+    if min(config.rounds, config.sweeps) < 1:
+        raise SystemExit(f"bench_recurrences: rounds={config.rounds}, sweeps={config.sweeps}; both are at least 1")
     if config.peers_path:
         sys.path.append(config.peers_path)
     out = pathlib.Path(config.out)

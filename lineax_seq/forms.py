@@ -59,7 +59,7 @@ def chunk(
 ) -> tuple[State, jax.Array]:
     """Chunk-parallel: everything inside a chunk for many chunks at once, the state carried over them by a scan.
 
-    `factors`, where `prepared` gave any for these inputs, are not made again; the gradients are of the inputs alone.
+    `factors`, where `chunk_factors` gave any for these inputs, are not made again; gradients are of the inputs alone.
     """
     return _Chunked(recurrence, scale, chunk_size, xs, reset).forward(state, factors, keep_entries=False)[0]
 
@@ -78,12 +78,14 @@ def _chunk_backward(recurrence, scale, chunk_size, residuals, cotangents):
 chunk.defvjp(_chunk_forward, _chunk_backward)
 
 
-def prepared(recurrence: Recurrence, scale: float | None, chunk_size: int, xs: Inputs, reset: jax.Array | None) -> Any:
+def chunk_factors(
+    recurrence: Recurrence, scale: float | None, chunk_size: int, xs: Inputs, reset: jax.Array | None
+) -> Any:
     """The factors of all chunks, for several runs of `chunk` from different states, where `chunk` has them apart.
 
     None where it does not: where blocks follow one another, or where ways to prepare give factors of different kinds.
     """
-    return _Chunked(recurrence, scale, chunk_size, xs, reset).prepared()
+    return _Chunked(recurrence, scale, chunk_size, xs, reset).factors()
 
 
 class _Chunked:
@@ -158,7 +160,7 @@ class _Chunked:
             jax.tree.leaves(o) == jax.tree.leaves(first) for o in others
         )
 
-    def prepared(self):
+    def factors(self):
         x, keep = self._inputs(jnp.asarray(0))
         return self._deciding(keep).prepare_all(x) if self._prepares_apart(x, keep) else None
 

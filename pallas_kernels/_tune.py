@@ -5,13 +5,15 @@ The table is what `block_sizes.choose` reads. For each chunk size the best numbe
 
 import datetime
 import functools
-import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from . import KERNELS, _aot, _programs, _targets, block_sizes
+from . import _aot, _programs, _targets, block_sizes
 from ._report import Report, report
+from .tpu import FAMILIES
+
+TUNABLE = sorted(family.name for family in FAMILIES)  # the names that kernels look their block sizes up by
 
 
 def candidates(sizes: Mapping[str, int], chunk_size: int | None) -> list[dict[str, int]]:
@@ -41,12 +43,10 @@ def tune(
         ValueError: a recurrence whose kernel has no block sizes, or none of which compiles.
     """
     facts, args = _programs.kernel_arguments(name, sizes, dtype, backward)
-    kernel = KERNELS.get(("mosaic_tpu", facts["record"]))
-    if kernel is None or "blocks" not in inspect.signature(kernel).parameters:
-        tunable = sorted(r for (_, r), k in KERNELS.items() if "blocks" in inspect.signature(k).parameters)
+    if facts["record"] not in TUNABLE:
         raise ValueError(
-            f"--tune: {name} (record {facts['record']}) has no block sizes to search, "
-            f"wanted a recurrence of one of {tunable}"
+            f"--tune: {name} (record {facts['record']}) has no block sizes of its own to search, "
+            f"wanted a recurrence of one of {TUNABLE}"
         )
     choices = candidates(sizes, chunk_size)
     scale = sizes["K"] ** -0.5

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 DEVICES = 8
+UNOPTIMISED = "--xla_backend_optimization_level=0"
 MAPS = 30_000  # that a process may hold before it forgets what it compiled
 
 if "jax" in sys.modules:
@@ -34,8 +35,8 @@ import jax  # noqa: E402  (reads the variables when it is imported)
 def pytest_configure(config: pytest.Config) -> None:
     """Quick tests compile much and compute little: machine code that nobody optimised halves their time. All of XLA's
     own passes run. With the slow ones, everything is compiled as users' programs are."""
-    if "not slow" in config.option.markexpr:
-        os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+    if "not slow" in config.option.markexpr and UNOPTIMISED not in os.environ["XLA_FLAGS"]:
+        os.environ["XLA_FLAGS"] += f" {UNOPTIMISED}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -83,13 +83,12 @@ SHAPES = [
     *(dict(dtype="bfloat16", K=K, V=V) for K, V in ((64, 256), (256, 64))),
     dict(WIDE, dtype="bfloat16", H=1, HV=3),
     dict(WIDE, dtype="float32", H=16, HV=16),
-    dict(WIDE, dtype="float32", H=8, HV=8, K=256, V=256),
+    *(dict(WIDE, dtype=dtype, H=8, HV=8, K=256, V=256) for dtype in ("float32", "bfloat16")),
 ]
 
 
 def assert_compiles(jobs: list[tuple[str, str]], variants=(dict(dtype="bfloat16", **WIDE),)) -> None:
-    """Forward and backward of every (recurrence, target) in every variant: one kernel each, and nothing but it is
-    given temporary memory beside what the backward pass needs."""
+    """Forward and backward of every (recurrence, target) in every variant: one kernel each."""
     from pallas_kernels._aot import CompileError, compile_all
 
     programs, names = [], []

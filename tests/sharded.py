@@ -48,7 +48,8 @@ def collectives(name: str, owners: dict[str, str]) -> dict[str, int]:
     )
     arguments = {argument: place(x, operator.arguments[argument].letters) for argument, x in arguments.items()}
     d_o = place(d_o, ["B", "T", *operator.recurrence.fields[operator.recurrence.output_field].split()])
-    d_state = place(d_state, ["B", "H" if d_state.ndim == 4 else "D"])
+    heads = "D" if operator.recurrence.fields[operator.recurrence.output_field] == "D" else "H"
+    d_state = jax.tree.map(lambda x: place(x, ["B", heads]), d_state)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), mock.patch.object(jax, "default_backend", lambda: "tpu"):
         text = jax.jit(fn).lower(arguments, d_o, d_state).compile().as_text()
     return counts(text)

@@ -13,9 +13,10 @@ later shard comes first: the same exchange from right to left. Then the chunk fo
 behind the shard. Summaries whose action is not affine are pulled back through `apply` at the state that entered.
 
 What the shard's tokens say without the state (scores, intra-chunk outputs) needs no one, and the compiler puts it
-between the start of the collective and its end. Where gates decide how chunks are prepared, it cannot cut through the
-decision: there both runs share one `prepare`, before the summary, and the intra-chunk outputs fill the time. A dense
-transition has other factors for its summary, as the identity's columns are part of them.
+between the start of the collective and its end. Both runs share one `prepare` where `forms.chunk_factors` has all
+chunks' factors apart (not on a CPU that goes through a shard in blocks, nor where ways to prepare differ in kind): a
+decision by the gates cannot be cut through, so it falls before the summary, and the intra-chunk outputs fill the time.
+A dense transition has other factors for its summary, as the identity's columns are part of them.
 
 Source: LASP-2, Sun et al. 2025, arXiv:2502.07563, algorithms 1-4, for every monoid in place of their sum.
 """
@@ -79,7 +80,7 @@ def _on_shard(operator, implementation, how, scale, chunk_size, xs, segment_ids,
     elif implementation == "xla":
         run = functools.partial(forms.chunk, operator.recurrence, scale, chunk_size)
         if operator.recurrence.monoid.probe is None:
-            prepare = functools.partial(forms.prepared, operator.recurrence, scale, chunk_size)
+            prepare = functools.partial(forms.chunk_factors, operator.recurrence, scale, chunk_size)
     else:
         run = functools.partial(dispatch.kernel(operator.recurrence, implementation), scale, chunk_size)
     if lax.axis_size(name) == 1:
@@ -146,13 +147,13 @@ class _Exchange:
     def call(self, xs: Inputs, reset, state: State) -> tuple[State, jax.Array]:
         @jax.custom_vjp
         def exchange(xs, reset, state):
-            run = self._prepared(xs, reset)
+            run = self._run_of(xs, reset)
             final, entering, _ = self._enter(run, xs, reset, state)
             return final, run(xs, reset, entering)[1]
 
         def forward(*primals):
             xs, reset, state = jax.tree.map(lambda primal: primal.value, primals)
-            run = self._prepared(xs, reset)
+            run = self._run_of(xs, reset)
             final, entering, kept = self._enter(run, xs, reset, state)
             (_, o), pull = jax.vjp(lambda xs, state: run(xs, reset, state), xs, entering)
             return (final, o), (pull, entering, kept)
@@ -161,7 +162,7 @@ class _Exchange:
         self.shared_state = all(self._shared(x) for x in jax.tree.leaves(state))
         return exchange(xs, reset, state)
 
-    def _prepared(self, xs: Inputs, reset) -> Callable:
+    def _run_of(self, xs: Inputs, reset) -> Callable:
         """`run`, which need not prepare these inputs' chunks anew."""
         factors = self.prepare and self.prepare(xs, reset)
         return self.run if factors is None else functools.partial(self.run, factors=factors)

@@ -17,7 +17,7 @@ from ._products import inner, outer, product
 
 
 class Factors(NamedTuple):
-    """What a chunk says without knowing the state; shared by all recurrences with decays alone."""
+    """What a chunk says without knowing the state; shared by those with one decay per head, or none."""
 
     reads: jax.Array  # [C, K] queries, decayed from the chunk's entry
     intra: jax.Array  # [C, V] outputs of the chunk's own tokens

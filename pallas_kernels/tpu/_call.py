@@ -69,10 +69,21 @@ def _sizes(family: Family, fields: dict) -> dict[str, int]:
     return sizes
 
 
+def require_dtypes(record: str, fields: dict) -> None:
+    """Before a wrapper computes in float32.
+
+    Raises:
+        NotImplementedError: a field's dtype is none of `DTYPES`.
+    """
+    dtypes = {name: str(x.dtype) for name, x in fields.items()}
+    wrong = [f"{name} is {dtype}, wants one of {DTYPES}" for name, dtype in dtypes.items() if dtype not in DTYPES]
+    if wrong:
+        raise NotImplementedError(f"mosaic_tpu: the kernel of {record} cannot: {'; '.join(wrong)}")
+
+
 def _refuse(family: Family, fields: dict, sizes: dict, chunk_size: int | None) -> None:
-    dtypes = {name: str(fields[name].dtype) for name in family.fields}
-    reasons = [f"{name} is {dtype}, wants one of {DTYPES}" for name, dtype in dtypes.items() if dtype not in DTYPES]
-    reasons += [f"{letter}={sizes[letter]}, wants one of {WIDTHS}" for letter in "KV" if sizes[letter] not in WIDTHS]
+    require_dtypes(family.name, {name: fields[name] for name in family.fields})
+    reasons = [f"{letter}={sizes[letter]}, wants one of {WIDTHS}" for letter in "KV" if sizes[letter] not in WIDTHS]
     if chunk_size not in (None, *block_sizes.CHUNKS):
         reasons.append(f"chunk_size={chunk_size}, wants None or one of {block_sizes.CHUNKS}")
     if reasons:

@@ -7,7 +7,8 @@ positive and are sums that only ever grow, so nothing overflows or cancels, what
 multiplies the later half by the earlier one's whole decay and the other way round; at the top the same arrays are what
 the entering state is read with and what the leaving state is written with. The backward pass goes down again.
 
-Each level is one product of an array with itself: a row of `joint` is a key in an earlier half and a query in a later.
+Each level is one product of an array with itself, for every set of queries and of keys: a row of `joint` is a key in an
+earlier half and a query in a later.
 """
 
 from typing import NamedTuple

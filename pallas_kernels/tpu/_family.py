@@ -211,8 +211,9 @@ def _transposed(rows: list[jax.Array]) -> list[jax.Array]:
 
 
 def _groups(call: Call) -> list[range]:
-    """What waits for its turn fills the vector memory where heads are wide and operands float32."""
-    widths = max(call["K"], call["V"]) * call.operands.itemsize // 512  # of a register row of 128 float32
+    """Those that take turns: fewer where heads are wide and operands float32, as what waits, states `[V, K]` among it,
+    fills the vector memory."""
+    widths = max(call["K"], call["V"]) * call.operands.itemsize // 512  # in rows of 128 float32
     heads, turns = call.blocks.heads, max(call.family.turns // max(widths, 1) ** 2, 1)
     return [range(first, min(first + turns, heads)) for first in range(0, heads, turns)]
 

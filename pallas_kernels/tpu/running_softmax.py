@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..block_sizes import BlockSizes
-from ._call import chunk_form
+from ._call import chunk_form, require_dtypes
 from .diagonal import DIAGONAL_DECAY
 
 EMPTY = -1e30  # log of nothing, and far from overflowing when added up
@@ -25,6 +25,7 @@ def chunk_form_running_softmax(
     blocks: BlockSizes | None = None,
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     """As `chunk_form`, with logits k [B, T, H, K], no gates, and the state (z [B, HV, K], S [B, HV, K, V])."""
+    require_dtypes("running_softmax", fields)
     v, (first, mean) = fields["v"], state
     shared = v.shape[2] // fields["k"].shape[2]
     q, k = (jnp.repeat(fields[name], shared, axis=2) for name in ("q", "k"))

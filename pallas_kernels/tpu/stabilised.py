@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..block_sizes import BlockSizes
-from ._call import WIDTHS, chunk_form
+from ._call import WIDTHS, chunk_form, require_dtypes
 from .scalar import SCALAR_DECAY
 
 EMPTY = -1e30  # log of nothing, and far from overflowing when added up
@@ -26,6 +26,7 @@ def chunk_form_stabilised(
     blocks: BlockSizes | None = None,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
     """As `chunk_form`, with log-gates i and f [B, T, HV] and the state (C [B, HV, K, V], n [B, HV, K], m [B, HV])."""
+    require_dtypes("stabilised", fields)
     q, k, v = (fields[name].astype(jnp.float32) for name in ("q", "k", "v"))
     i, f = (fields[name].astype(jnp.float32) for name in ("i", "f"))
     C, n, m = state

@@ -36,6 +36,18 @@ def test_what_differs_from_the_scan_is_not_timed(monkeypatch, capsys):
     assert "differs from the scan by 1.0e-02" in capsys.readouterr().err
 
 
-def test_unknown_names_are_refused():
-    with pytest.raises(SystemExit, match="unknown recurrences"):
-        bench_recurrences.main(Benchmark(("gal",)))
+def test_the_least_of_all_sweeps_counts(tmp_path, monkeypatch):
+    """And the best peak, whichever sweep saw it."""
+    config = dataclasses.replace(TINY, lengths=(32,), passes=("forward",), softmax=False, sweeps=3)
+    seconds = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(bench_recurrences, "minima", lambda runs, args, rounds: dict.fromkeys(runs, next(seconds)))
+    monkeypatch.setattr(bench_recurrences, "peak_gflops", iter([10.0, 30.0, 20.0]).__next__)
+    rows = bench_recurrences.bench(config, tmp_path / "results.jsonl")
+    assert {row["candidate"]: row["milliseconds"] for row in rows} == {"scan": 1000.0, "chunk": 1000.0}
+    assert {row["peak_gflops"] for row in rows} == {30.0}
+
+
+@pytest.mark.parametrize(("changes", "why"), [(dict(recurrences=("gal",)), "unknown"), (dict(sweeps=0), "at least 1")])
+def test_what_makes_no_sense_is_refused(changes, why):
+    with pytest.raises(SystemExit, match=why):
+        bench_recurrences.main(dataclasses.replace(TINY, **changes))

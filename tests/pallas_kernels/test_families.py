@@ -11,7 +11,7 @@ NAMES = (
     *("delta_rule", "gated_delta_rule", "gated_delta_product", "kda", "gdn2", "rwkv7"),
 )
 TWICE = {"mlstm"}  # its kernel runs for the numerators and for the denominators
-QUICK = ("simple_gla", "linear_attention", "gla", "gated_delta_rule", "kda", "rwkv7")
+QUICK = ("simple_gla", "linear_attention", "gla", "rwkv6", "lightnet", "gated_delta_rule", "kda", "rwkv7")
 
 
 @pytest.mark.slow

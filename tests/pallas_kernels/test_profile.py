@@ -109,6 +109,7 @@ REFUSALS = {
     "xla of what": (["--kernel", "hand_counted:example", "--against", "xla"], "needs --recurrence"),
     "nothing to trace": (["--kernel", "hand_counted:example", "--trace", "x"], "no TPU to trace"),
     "nothing to tune": (["--recurrence", "hgrn", "--tune", "--shape", "B=1,T=8,D=8,H=1,K=8"], "no block sizes"),
+    "tuned as another": (["--recurrence", "lightnet", "--tune"], "no block sizes of its own"),
     "tune what": (["--kernel", "hand_counted:example", "--tune"], "wanted --recurrence"),
 }
 

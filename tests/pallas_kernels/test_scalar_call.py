@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 
 import lineax_seq as ls
 import pallas_kernels
-from pallas_kernels import _targets, block_sizes
+from pallas_kernels import _targets, _tune, block_sizes
 from pallas_kernels._aot import environment
 from pallas_kernels.block_sizes import BlockSizes
 from pallas_kernels.tpu import MATRIX_STATE, _heads, _partition
@@ -75,11 +75,12 @@ def test_rows_of_the_table_are_reached():
     kinds, seen = {target.kind for target in _targets.TARGETS.values()}, set()
     for row in block_sizes._table():
         facts = {name: row[name] for name in block_sizes.FACTS}
-        assert row["kernel"] in MATRIX_STATE and row["device"] in kinds, facts
+        assert row["kernel"] in _tune.TUNABLE and row["device"] in kinds, facts
         assert (*facts.values(), row["chunk"]) not in seen and row["source"]["versions"], facts
         seen.add((*facts.values(), row["chunk"]))
         kernel, device = facts.pop("kernel"), facts.pop("device")
-        chosen = block_sizes.choose(kernel, device, 16, 16, row["chunk"], **facts)
+        heads = row["source"]["sizes"]["H"]
+        chosen = block_sizes.choose(kernel, device, heads, heads, row["chunk"], **facts)
         assert chosen == BlockSizes(row["chunk"], row["heads"])
     assert seen
 

@@ -335,25 +335,25 @@ def test_all_chunks_at_once_choose_how_to_prepare(operator, strength, monkeypatc
 
 
 def test_factors_serve_several_runs(monkeypatch, x64):
-    """All chunks at once: what `prepared` gives is not made again, and gradients are as without it."""
+    """All chunks at once: what `chunk_factors` gives is not made again, and gradients are as without it."""
     monkeypatch.setattr(forms, "CPU_BLOCK_TOKENS", 1 << 40)
     args = ls.gla.example(jax.random.key(0), B=1, T=20, H=1, HV=2, K=4, V=4, dtype=jnp.float64)
     fields, state = ls.gla.fields(args), ls.gla(**args)[1]
     reset = jnp.zeros((1, 20), bool).at[:, 11].set(True)
     call = functools.partial(forms.chunk, ls.gla.recurrence, None, 8)
-    factors = forms.prepared(ls.gla.recurrence, None, 8, fields, reset)
+    factors = forms.chunk_factors(ls.gla.recurrence, None, 8, fields, reset)
     got = with_gradients(lambda xs, state: call(xs, reset, state, factors), fields, state)
     want = with_gradients(lambda xs, state: forms.scan(ls.gla.recurrence, None, xs, reset, state), fields, state)
     assert_close(got, want, EXACT)
     np.testing.assert_array_equal(call(fields, reset, state, jax.tree.map(jnp.zeros_like, factors))[1], 0)
     monkeypatch.setattr(forms, "CPU_BLOCK_TOKENS", 1)  # blocks follow one another
-    assert forms.prepared(ls.gla.recurrence, None, 8, fields, reset) is None
+    assert forms.chunk_factors(ls.gla.recurrence, None, 8, fields, reset) is None
 
 
 def test_factors_of_several_kinds_stay_inside_their_branch(monkeypatch):
     monkeypatch.setattr(forms, "CPU_BLOCK_TOKENS", 1 << 40)
     fields = ls.lightnet.fields(ls.lightnet.example(jax.random.key(0), B=1, T=40, H=1, HV=1, K=4, V=4))
-    assert forms.prepared(ls.lightnet.recurrence, None, 16, fields, None) is None
+    assert forms.chunk_factors(ls.lightnet.recurrence, None, 16, fields, None) is None
 
 
 def griffin(args, starts, h):
