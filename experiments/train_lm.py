@@ -10,7 +10,7 @@ Command    python -m experiments.train_lm                      (or: make train)
            python -m experiments.train_lm --help               (everything that can be changed)
 Hardware   2 CPU cores.
 Expected   Below bzip2 -9 (2.05 bits per byte; xz -9e 2.31, gzip -9 2.87); aim at 1.85.
-Measured   1.718 (1.48M parameters, 777 steps, 6,069 tokens/s, 9:25 in all; AMD EPYC Zen 4, jax 0.12.0.1).
+Measured   1.720 (1.48M parameters, 760 steps, 6,715 tokens/s, 8:26 in all; AMD EPYC Zen 4, jax 0.12.0.1).
            Softmax attention (--model.pattern N --model.d-ff 472; 1.51M, 530 steps, 4,748 tokens/s, 8:09): 1.892.
 
 Leaves runs/NAME: config.json, metrics.jsonl, tensorboard/, checkpoints/, loss.png, samples.txt, results.json.
