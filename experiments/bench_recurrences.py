@@ -5,8 +5,8 @@ Each candidate first has to agree with our token scan; then all candidates of a 
 the minimum over rounds and sweeps counts, so that a noisy machine disturbs them alike. Results: a table, one JSON line
 per candidate, length and pass, and a plot of time over T.
 
-Expected: forward the chunk form is 1.1 to 2.6 times as fast as the token scan for recurrences with a matrix state (`rwkv7`
-0.8 to 0.9), forward+backward 8 times and more; softmax attention falls behind before T = 2,048.
+Expected: forward the chunk form is 1.1 to 2.6 times as fast as the token scan for recurrences with a matrix state
+(`rwkv7` 0.8 to 0.9), forward+backward 8 times and more; softmax attention falls behind before T = 2,048.
 Measured: `experiments/measured/bench_recurrences.jsonl`; two cores of an AMD EPYC (Zen 4), jax 0.12.0.1.
 """
 
@@ -310,7 +310,7 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
     from matplotlib import pyplot
 
     passes = sorted({row["which"] for row in rows})
-    figure, axes = pyplot.subplots(1, len(passes), figsize=(6.5 * len(passes), 5), squeeze=False)
+    figure, axes = pyplot.subplots(1, len(passes), figsize=(5.5 * len(passes) + 2.5, 5), squeeze=False)
     for axis, which in zip(axes[0], passes, strict=True):
         lines: dict[str, list] = {}
         for row in rows:
@@ -319,13 +319,14 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
                 lines.setdefault("softmax attention" if soft else row["recurrence"], []).append(
                     (row["length"], row["milliseconds"])
                 )
-        for label, points in lines.items():
+        for number, (label, points) in enumerate(lines.items()):
             least = {length: min(ms for t, ms in points if t == length) for length, _ in points}
             style = dict(color="black", linewidth=2.5) if label == "softmax attention" else {}
-            axis.plot(list(least), list(least.values()), marker="o", label=label, **style)
+            style |= dict(marker="osv^D"[number // 10], linestyle=("-", "--", ":")[number // 10 % 3])  # ten colours
+            axis.plot(list(least), list(least.values()), label=label, **style)
         axis.set(xscale="log", yscale="log", xlabel="T (tokens)", ylabel="milliseconds (minimum)", title=which)
         axis.grid(True, which="both", alpha=0.3)
-    axes[0][-1].legend(fontsize=7, loc="upper left")
+    axes[0][-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

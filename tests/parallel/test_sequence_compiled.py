@@ -113,6 +113,7 @@ def on_tpu(name: str, program: str) -> dict:
         pytest.skip("libtpu is not installed: no TPU compiler")
     script = Path(__file__).with_name("aot_tpu.py")
     env = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}
+    env["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # compiling opens no TPU that another process could hold
     env.pop("XLA_FLAGS", None)  # those of the simulated devices
     env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), env.get("PYTHONPATH", "")])
     run = subprocess.run([sys.executable, script, name, program], env=env, capture_output=True, text=True, timeout=600)
