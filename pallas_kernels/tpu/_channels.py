@@ -137,7 +137,7 @@ def backward(chunk: Chunk, d: Decays, g, queries, keys, tape: Tape, d_scores: li
     d_queries = [d_read * d.since for d_read in d_reads]
     d_keys = [d_write * d.until for d_write in d_writes]
     d_since = sum(query * d_query for query, d_query in zip(queries, d_queries, strict=True))
-    d_until = sum(key * d_key for key, d_key in zip(keys, d_keys, strict=True))
+    d_until = jnp.asarray(sum(key * d_key for key, d_key in zip(keys, d_keys, strict=True)))
     d_middle = 0
     for n, q in enumerate(tape.base[0]):
         for m, k in enumerate(tape.base[1]):

@@ -27,22 +27,21 @@ def _kernel(*refs, names: tuple[str, ...]):
     ins, (state_ref, o_ref, new_ref) = dict(zip(names, refs, strict=False)), refs[len(names) :]
     # what multiplies the state's rows is wanted along sublanes
     keys, decays = ins["k"][...].T, None if "g" not in ins else jnp.exp(ins["g"][...])
-    returns = ins["b"][...].T if "b" in ins else None
     # the new state is read as the old one and what is written to it, so that one product with it does for all
     queries = ins["q"][...] if decays is None else ins["q"][...] * decays
     overlap = lambda name: jnp.sum(ins["q"][...] * ins[name][...], axis=1, keepdims=True)  # noqa: E731
-    own, returned = overlap("k"), overlap("b") if "b" in ins else None
+    own, back = overlap("k"), (ins["b"][...].T, overlap("b")) if "b" in ins else None
     per_channel = decays is not None and decays.shape[1] > 1
     decays = decays.T if per_channel else decays
     for head in range(state_ref.shape[0]):
         row, state, written = slice(head, head + 1), state_ref[head], ins["w"][head : head + 1, :]
-        readers = queries[row] if returns is None else jnp.concatenate([queries[row], ins["a"][row, :]])
+        readers = queries[row] if back is None else jnp.concatenate([queries[row], ins["a"][row, :]])
         reads = jnp.dot(readers, state, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
         if decays is not None:
             state = state * (decays[:, row] if per_channel else decays[row])
         state, o = state + keys[:, row] * written, reads[:1] + own[row] * written
-        if returns is not None:
-            state, o = state + returns[:, row] * reads[1:], o + returned[row] * reads[1:]
+        if back is not None:
+            state, o = state + back[0][:, row] * reads[1:], o + back[1][row] * reads[1:]
         new_ref[head] = state
         o_ref[row, :] = o
 
@@ -123,7 +122,7 @@ def step(scale: float | None, fields: dict, state: jax.Array) -> tuple[jax.Array
     q, k = (_to_value_heads(f32[name], state.shape[1]) for name in ("q", "k"))
     written, g, a, b = f32["v"], f32.get("g"), f32.get("a"), f32.get("b")
     if "beta" in f32 or "w" in f32:  # a delta rule, with one rate or with gates per channel
-        erase, write = (b, f32["w"]) if "w" in f32 else (f32["beta"][..., None],) * 2
+        erase, write = (f32["b"], f32["w"]) if "w" in f32 else (f32["beta"][..., None],) * 2
         decay = 1.0 if g is None else jnp.exp(g if g.ndim == 3 else g[..., None])
         written, a, b = write * written, erase * k * decay, -k
     new, o = decode(q if scale is None else q * scale, k, written, state, g, a, b)
