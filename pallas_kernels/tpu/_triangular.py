@@ -17,6 +17,7 @@ from ._chunk import Chunk, dot, split
 LEAF = 16
 TILE = (8, 128)
 SQUARE = 128  # rows and columns of a head's room, whatever C: eight leaves
+ROOMS = dict.fromkeys(("strict", "inverse"), ((SQUARE, SQUARE), True))  # A and the inverse, of a `Family`
 
 
 def _permuted(x: jax.Array, lanes: jax.Array) -> jax.Array:
@@ -78,3 +79,9 @@ def merge_leaves(chunk: Chunk, a_ref, inverse_ref, heads: int) -> None:
             for n in range(rows.shape[0]):
                 inverse_ref[head, (2 * n + 1) * h : (2 * n + 2) * h, :size] = rows[n]
         h *= 2
+
+
+def invert(chunk: Chunk, rooms: dict, heads: int) -> None:
+    """`rooms["inverse"]` := (I + A)^-1 of the A that stand in `rooms["strict"]`."""
+    invert_leaves(rooms["strict"], rooms["inverse"], heads)
+    merge_leaves(chunk, rooms["strict"], rooms["inverse"], heads)

@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from . import _channels, scalar
+from . import _channels, _triangular, scalar
 from ._chunk import Chunk, GateGradient
 from ._family import Family
-from ._triangular import SQUARE, invert_leaves, merge_leaves
 
 
 class Read(NamedTuple):
@@ -177,8 +176,7 @@ def _prepare(decays, chunk: Chunk, inputs, heads: int, rooms: dict) -> None:
         parts, _ = decays.parts(chunk, x)
         rooms["strict"][head, : chunk.size, : chunk.size] = parts.strict * _rate(x)
         decays.store({name: ref.at[head] for name, ref in rooms.items()}, parts)
-    invert_leaves(rooms["strict"], rooms["inverse"], heads)
-    merge_leaves(chunk, rooms["strict"], rooms["inverse"], heads)
+    _triangular.invert(chunk, rooms, heads)
 
 
 def _forward(decays, chunk: Chunk, x: dict, state: jax.Array, room: dict):
@@ -215,7 +213,6 @@ def _backward(decays, chunk: Chunk, x: dict, state: jax.Array, saved: tuple, d_o
 
 
 def _family(name: str, decays, more: dict, **options) -> Family:
-    square = {"strict": ((SQUARE, SQUARE), True), "inverse": ((SQUARE, SQUARE), True)}
     rooms = {name: (shape, False) for name, shape in decays.rooms.items()}
     return Family(
         name,
@@ -225,7 +222,7 @@ def _family(name: str, decays, more: dict, **options) -> Family:
         saves=("C C",),
         turns=8,
         prepare=functools.partial(_prepare, decays),
-        rooms=square | rooms | ({"total": ((1, "K"), True)} if rooms else {}),
+        rooms=_triangular.ROOMS | rooms | ({"total": ((1, "K"), True)} if rooms else {}),
         **options,
     )
 

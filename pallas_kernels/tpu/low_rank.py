@@ -20,11 +20,10 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
 from ..block_sizes import BlockSizes
-from . import _channels
+from . import _channels, _triangular
 from ._call import chunk_form
 from ._chunk import Chunk
 from ._family import Family
-from ._triangular import SQUARE, invert_leaves, merge_leaves
 
 ROOMS = {"qk": "C C", "qb": "C C", "ak": "C C", "reads": "C K", "own": "C K", "writes": "C K", "returns": "C K"}
 
@@ -78,8 +77,7 @@ def _prepare(chunk: Chunk, inputs, heads: int, rooms: dict) -> None:
         for name, value in parts._asdict().items():
             rooms[name][head] = value.astype(rooms[name].dtype)
         rooms["strict"][head, : chunk.size, : chunk.size] = -ab
-    invert_leaves(rooms["strict"], rooms["inverse"], heads)
-    merge_leaves(chunk, rooms["strict"], rooms["inverse"], heads)
+    _triangular.invert(chunk, rooms, heads)
 
 
 def _rest(chunk: Chunk, x: dict, parts: Parts, state: jax.Array) -> jax.Array:
@@ -136,7 +134,8 @@ DIAGONAL_PLUS_LOW_RANK = Family(
     turns=4,  # of eight, float32 would fill the vector memory
     prepare=_prepare,
     rooms={name: (tuple(shape.split()), False) for name, shape in ROOMS.items()}
-    | {"total": ((1, "K"), True), "strict": ((SQUARE, SQUARE), True), "inverse": ((SQUARE, SQUARE), True)},
+    | {"total": ((1, "K"), True)}
+    | _triangular.ROOMS,
 )
 
 
