@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -179,3 +180,22 @@ def test_x64_is_on_with_the_fixture(x64):
 
 def test_x64_is_off_without_it():
     assert jnp.ones(1).dtype == jnp.float32
+
+
+def test_a_half_written_program_is_compiled_again(tmp_path):
+    """Test processes share the compilation cache, and may read what another one has not finished writing."""
+    shared = jax.config.jax_compilation_cache_dir
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    try:
+        double = jax.jit(lambda x: 2 * x)
+        double(1.0)
+        entries = list(tmp_path.glob("*-cache"))
+        assert entries
+        for entry in entries:
+            entry.write_bytes(entry.read_bytes()[:100])
+        double.clear_cache()
+        assert double(1.0) == 2.0
+    finally:
+        jax.config.update("jax_compilation_cache_dir", shared)
+        compilation_cache.reset_cache()
