@@ -5,9 +5,10 @@ and the state as `[B, HV, ...]`, and return the final state and the outputs `[B,
 or float64 when an input is float64. `scale` multiplies the field q.
 
 `chunk` works through blocks of chunks: inside a block everything that does not need the state is computed for all its
-chunks at once, then a scan carries the state over them. Its backward pass keeps the inputs and the states that enter
-each chunk, and walks the blocks from right to left: it recomputes the block's factors, runs the adjoint state scan and
-pulls back through `prepare`. Nothing but the outputs grows with T.
+chunks at once, then a walk carries the state over them. Its backward pass keeps the inputs and the states that enter
+the blocks, and goes over these from right to left: it recomputes the block's factors, pulls back through its walk and
+through `prepare`. Where all chunks are one block, as on accelerators, or a chunk is a loop over its tokens, it keeps
+the states that enter the chunks instead.
 """
 
 import functools
@@ -26,6 +27,9 @@ from .typing import Inputs, State
 # twice as many are as fast; backward the memory of a call then exceeds what malloc keeps (32 MB), and touching fresh
 # pages costs a quarter of the time. Accelerators take all chunks at once: they want the parallelism.
 CPU_BLOCK_TOKENS: int = 1024
+# And its chunks at most: they are walked without a loop, which on a CPU copies the state every time, and fills the
+# arrays that it stacks results in with zeros first. Programs grow with it.
+CPU_BLOCK_CHUNKS: int = 8
 
 
 def scan(
@@ -98,8 +102,12 @@ class _Chunked:
         chunks = -(-self.layout.length // chunk_size)
         most = self._chunks_at_once(xs)
         self.at_once = most >= self.layout.length
+        self.keeps_entries = self.at_once or recurrence.walks_tokens
+        if not self.keeps_entries:
+            most = min(most, CPU_BLOCK_CHUNKS)
         self.blocks = -(-chunks // max(1, most))
         self.chunks = -(-chunks // self.blocks)  # of a block
+        self.unroll = 1 if self.keeps_entries else self.chunks
         padded = self.blocks * self.chunks * chunk_size
         pad = lambda name, x: pad_time(x, padded, recurrence.padding.get(name, 0))  # noqa: E731
         self.xs = {name: pad(name, x) if name in recurrence.fields else x for name, x in xs.items()}
@@ -165,18 +173,21 @@ class _Chunked:
         return self._deciding(keep).prepare_all(x) if self._prepares_apart(x, keep) else None
 
     def forward(self, state: State, factors: Any, keep_entries: bool):
-        """`((final state, o), entries)`: the states that enter the chunks `[blocks, N, B, H, (n,) ...]`, or None."""
+        """`((final state, o), entries)`: the states `backward` asks for, of the blocks `[blocks, B, H, (n,) ...]` or of
+        their chunks `[blocks, N, B, H, (n,) ...]`, or None."""
         field = self.recurrence.output_field
 
         def block(state, index):
             def run(form):
                 x, keep = self._inputs(index)
                 form = form(keep)
-                new, o, entries = _block_forward(form, form.prepare_all(x) if factors is None else factors, state)
-                return new, self.layout.time_back(field, o).astype(self.dtypes[field]), entries
+                prepared = form.prepare_all(x) if factors is None else factors
+                new, entries, seen = self._walk(form, prepared, state)
+                o = self.layout.time_back(field, form.readout_all(prepared, seen)).astype(self.dtypes[field])
+                return new, o, entries if self.keeps_entries else None
 
             new, o, entries = self._cheapest(index, run) if factors is None else run(self.forms[-1])
-            return new, (o, entries if keep_entries else None)
+            return new, (o, (entries if self.keeps_entries else state) if keep_entries else None)
 
         state = self.layout.group_state(state)
         state, (o, entries) = self._over_blocks(block, state)
@@ -195,7 +206,8 @@ class _Chunked:
                 x, keep = self._inputs(index)
                 d_o_b = self._time(d_o, index).astype(self.layout.dtype)
                 d_o_b = self.layout.chunks_first(field, d_o_b, self.chunk_size)
-                d_x, d_before = _block_backward(form(keep), x, entries_b, d_state, d_o_b)
+                pull = self._pull_apart if self.keeps_entries else self._pull_walk
+                d_x, d_before = pull(form(keep), x, entries_b, d_state, d_o_b)
                 if self.scale is not None:
                     d_x = {**d_x, "q": d_x["q"] * self.scale}
                 fields = self.recurrence.fields
@@ -213,6 +225,50 @@ class _Chunked:
                 gradients[name] = d.sum(0).reshape(self.xs[name].shape).astype(self.dtypes[name])
         return gradients, self.layout.merge_heads(d_state)
 
+    def _walk(self, form: MappedChunk, factors: Any, state: State):
+        """The state carried over a block's chunks: `(final state, states that enter them, what their outputs need)`."""
+
+        def body(state, factors_c):
+            new, seen = form.advance(factors_c, state)
+            return new, (state, seen)
+
+        state, (entries, seen) = lax.scan(body, state, factors, unroll=self.unroll)
+        return state, entries, entries if seen is None else seen
+
+    def _pull_walk(self, form: MappedChunk, x: Inputs, state: State, d_state: State, d_o: jax.Array):
+        """A block's gradients from the state that enters it."""
+        factors, pull_prepare = jax.vjp(form.prepare_all, x)
+        (_, seen), pull = jax.vjp(lambda factors, state: self._walk(form, factors, state)[::2], factors, state)
+        _, pull_readout = jax.vjp(form.readout_all, factors, seen)
+        d_factors, d_seen = pull_readout(d_o)
+        d_through, d_before = pull((d_state, d_seen))
+        return pull_prepare(jax.tree.map(jnp.add, d_factors, d_through))[0], d_before
+
+    def _pull_apart(self, form: MappedChunk, x: Inputs, entries: State, d_state: State, d_o: jax.Array):
+        """The same from the states that enter the chunks: only the adjoint state goes from chunk to chunk, what the
+        factors get of it all chunks get at once. Unless they are tokens of a loop, which would run twice."""
+        factors, pull_prepare = jax.vjp(form.prepare_all, x)
+        (_, seen), pull_advance = jax.vjp(form.advance_all, factors, entries)
+        _, pull_readout = jax.vjp(form.readout_all, factors, entries if seen is None else seen)
+        d_factors, d_seen = pull_readout(d_o)
+        d_entries, d_seen = (d_seen, None) if seen is None else (None, d_seen)
+
+        def body(d_state, chunk):
+            factors_c, entry, d_entry, d_seen_c = chunk
+            if walks_tokens:
+                _, pull = jax.vjp(form.advance, factors_c, entry)
+                out, d_before = pull((d_state, d_seen_c))
+            else:
+                _, pull = jax.vjp(functools.partial(form.advance, factors_c), entry)
+                out, (d_before,) = d_state, pull((d_state, d_seen_c))
+            return d_before if d_entry is None else jax.tree.map(jnp.add, d_before, d_entry), out
+
+        walks_tokens = self.recurrence.walks_tokens
+        d_before, d_through = lax.scan(body, d_state, (factors, entries, d_entries, d_seen), reverse=True)
+        if not walks_tokens:
+            d_through, _ = pull_advance((d_through, d_seen))
+        return pull_prepare(jax.tree.map(jnp.add, d_factors, d_through))[0], d_before
+
     def _over_blocks(self, block: Callable, carry, *rows, reverse: bool = False):
         """Scan `block(carry, index or (index, row))`; a single block needs no loop."""
         indices = jnp.arange(self.blocks)
@@ -226,36 +282,3 @@ class _Chunked:
         """`[blocks, B, tokens, ...]` -> `[B, T, ...]` without the padding."""
         x = jnp.moveaxis(x, 0, 1)
         return x.reshape(x.shape[0], -1, *x.shape[3:])[:, : self.layout.length]
-
-
-def _block_forward(form: MappedChunk, factors: Any, state: State):
-    def body(state, factors_c):
-        new, extra = form.advance(factors_c, state)
-        return new, (state, extra)
-
-    state, (entries, extras) = lax.scan(body, state, factors)
-    return state, form.readout_all(factors, entries, extras), entries
-
-
-def _block_backward(form: MappedChunk, x: Inputs, entries: State, d_state: State, d_o: jax.Array):
-    factors, pull_prepare = jax.vjp(form.prepare_all, x)
-    (_, extras), pull_advance = jax.vjp(form.advance_all, factors, entries)
-    _, pull_readout = jax.vjp(form.readout_all, factors, entries, extras)
-    d_factors, d_entries, d_extras = pull_readout(d_o)
-
-    # Chunk after chunk goes the adjoint state alone; what the factors get of it, all chunks get at once. Unless they
-    # are tokens of a loop, which would run twice.
-    def body(d_state, chunk):
-        factors_c, entry, d_entry, d_extra = chunk
-        if form.walks_tokens:
-            _, pull = jax.vjp(form.advance, factors_c, entry)
-            d_factors_c, d_before = pull((d_state, d_extra))
-        else:
-            _, pull = jax.vjp(functools.partial(form.advance, factors_c), entry)
-            d_factors_c, (d_before,) = d_state, pull((d_state, d_extra))
-        return jax.tree.map(jnp.add, d_before, d_entry), d_factors_c
-
-    d_state, d_through = lax.scan(body, d_state, (factors, entries, d_entries, d_extras), reverse=True)
-    if not form.walks_tokens:
-        d_through, _ = pull_advance((d_through, d_extras))
-    return pull_prepare(jax.tree.map(jnp.add, d_factors, d_through))[0], d_state

@@ -122,11 +122,10 @@ class MappedChunk:
     """A recurrence's chunk form over batch and heads; the functions ending in `_all` over the chunks too."""
 
     def __init__(self, layout: Layout, shortcut: Shortcut | None, keep: jax.Array | None):
-        self.walks_tokens = layout.recurrence.walks_tokens
         prepare, advance, readout = layout.recurrence.chunk_form(shortcut)
         self.advance = layout.over_heads(advance, "ss")
         self.advance_all = jax.vmap(self.advance)
-        self.readout_all = jax.vmap(layout.over_heads(readout, "sss"))
+        self.readout_all = jax.vmap(layout.over_heads(readout, "ss"))
         if keep is None:
             mapped = layout.over_heads(lambda x: prepare(x, None), "x")
             self.prepare_all = jax.vmap(mapped, (layout.token_axes,))

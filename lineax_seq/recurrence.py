@@ -3,9 +3,11 @@
 What must be given is the mathematics of one token (`element`, `output`) and the monoid its summaries live in.
 The chunk form of a family is given by three more functions with derived defaults that are slow and obviously right:
 
-    factors       = prepare(x, keep)                what a chunk's tokens say without the state (all chunks at once)
-    state', extra = advance(factors, state)         carry the state over the chunk (in sequence)
-    o             = readout(factors, state, extra)  the chunk's outputs from its entry state (all chunks at once)
+    factors      = prepare(x, keep)         what a chunk's tokens say without the state (all chunks at once)
+    state', seen = advance(factors, state)  carry the state over the chunk (in sequence)
+    o            = readout(factors, seen)   the chunk's outputs (all chunks at once)
+
+`seen` is what the outputs need of the state that entered the chunk; None where that is the state itself.
 """
 
 import dataclasses
@@ -76,7 +78,7 @@ class Recurrence:
     padding: Mapping[str, float] = dataclasses.field(default_factory=dict)
     prepare: Callable[[Inputs, jax.Array | None], Any] | None = None
     advance: Callable[[Any, State], tuple[State, Any]] | None = None
-    readout: Callable[[Any, State, Any], jax.Array] | None = None
+    readout: Callable[[Any, Any], jax.Array] | None = None
     shortcuts: tuple[Shortcut, ...] = ()
     loops: bool = False
     loops_on_cpu: bool = False
@@ -104,7 +106,7 @@ class Recurrence:
         return self.prepare is None or (self.loops_on_cpu and jax.default_backend() == "cpu")
 
     def chunk_form(self, shortcut: Shortcut | None = None) -> tuple[Callable, Callable, Callable]:
-        """`(prepare, advance, readout)`, derived where not given: the chunk is a scan, its outputs are the extra."""
+        """`(prepare, advance, readout)`, derived where not given: the chunk is a scan, and `seen` its outputs."""
         if not self._takes_derived:
             prepare = shortcut.prepare if shortcut else self.prepare
             assert prepare and self.advance and self.readout, f"{self.name}: prepare, advance and readout go together"
@@ -124,4 +126,4 @@ class Recurrence:
 
             return lax.scan(body, state, (tokens, keep))
 
-        return prepare, advance, lambda factors, state, extra: extra
+        return prepare, advance, lambda factors, seen: seen

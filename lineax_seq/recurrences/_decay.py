@@ -74,6 +74,16 @@ def documents(keep: jax.Array | None) -> Documents | None:
     return Documents(count[:, None] == count[None, :], count == 0, count == count[-1], count[-1] == 0)
 
 
+def entering(x: jax.Array, docs: Documents | None) -> jax.Array:
+    """`x [C, ...]`, of which zero is left after a document's start: what reads the entering state."""
+    return x if docs is None else mask(x, docs.entry)
+
+
+def leaving(x: jax.Array, docs: Documents | None) -> jax.Array:
+    """`x [C, ...]`, of which zero is left before a document's start: what writes into the leaving state."""
+    return x if docs is None else mask(x, docs.exit)
+
+
 def mask(x: jax.Array, kept: jax.Array) -> jax.Array:
     """Rows of `x [C, ...]` set to zero where not kept."""
     return jnp.where(kept.reshape(kept.shape + (1,) * (x.ndim - kept.ndim)), x, 0)

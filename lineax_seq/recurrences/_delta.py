@@ -18,17 +18,17 @@ from ..monoid import DENSE, Affine
 from ..recurrence import Recurrence
 from ..typing import Inputs
 from . import _decay, _diagonal, _scalar
-from ._products import columns, inner, product
+from ._products import columns, gram, inner, product
 from ._triangular import unit_lower_solve
 
 
 class Factors(NamedTuple):
-    reads: jax.Array  # [C, K] queries, decayed from the chunk's entry
+    reads: jax.Array  # [2C, K] of the entering state: W, and the queries
+    since_entry: jax.Array  # [C, 1] what scales the queries' reads: the state's decay, if all channels share it
     scores: jax.Array  # [C, C] of queries on keys, decayed, causal
     decay: jax.Array  # [1, 1] or [K, 1] what is left of the entering state, before erasing
     writes: jax.Array  # [K, C] keys, decayed until the chunk's exit
     values: jax.Array  # U [C, V]
-    erased: jax.Array  # W [C, K]
 
 
 def _erased_written(x: Inputs) -> tuple[jax.Array, jax.Array]:
@@ -54,43 +54,47 @@ def update(x: Inputs, state: jax.Array) -> jax.Array:
     return state + x["k"][:, None] * (w - e @ state)[None, :]
 
 
-def _factors(x: Inputs, e, w, scores, strict, since_entry, until_exit, docs) -> Factors:
-    """WY factors from the scores of queries and of `e` on keys, and the decays to the chunk's ends."""
-    reads, erased, writes = x["q"] * since_entry, e * since_entry, x["k"] * until_exit
-    decay = since_entry[-1][:, None]
-    if docs is not None:
-        reads, erased = _decay.mask(reads, docs.entry), _decay.mask(erased, docs.entry)
-        writes, decay = _decay.mask(writes, docs.exit), jnp.where(docs.through, decay, 0)
-    values, erased = unit_lower_solve(_decay.causal(strict, docs, strict=True), w, erased)
-    return Factors(reads, _decay.causal(scores, docs), decay, columns(writes), values, erased)
-
-
 def _prepare_undecayed(x: Inputs, keep: jax.Array | None) -> Factors:
-    (e, w), one = _erased_written(x), jnp.ones((x["k"].shape[0], 1), x["k"].dtype)
-    return _factors(x, e, w, inner(x["q"], x["k"]), inner(e, x["k"]), one, one, _decay.documents(keep))
+    one = jnp.ones(x["beta"].shape, x["beta"].dtype)
+    return _per_head(x, 1, one, one, _decay.documents(keep))
 
 
 def _prepare_scalar(x: Inputs, keep: jax.Array | None) -> Factors:
-    (e, w), (pairs, sums) = _erased_written(x), _decay.pair_sums(x["g"])
-    decays = jnp.exp(pairs)
-    scores, strict = inner(x["q"], x["k"]) * decays, inner(e, x["k"]) * decays
-    since_entry, until_exit = jnp.exp(sums.forward)[:, None], jnp.exp(sums.backward)[:, None]
-    return _factors(x, e, w, scores, strict, since_entry, until_exit, _decay.documents(keep))
+    pairs, sums = _decay.pair_sums(x["g"])
+    return _per_head(x, jnp.exp(pairs), jnp.exp(sums.forward), jnp.exp(sums.backward), _decay.documents(keep))
+
+
+def _per_head(x: Inputs, decays: jax.Array | int, since_entry: jax.Array, until_exit: jax.Array, docs) -> Factors:
+    """With decays that the channels share, they and beta scale columns of the inverse, not keys and values."""
+    since_entry, until_exit = _decay.entering(since_entry, docs), _decay.leaving(until_exit, docs)
+    scores = _decay.causal(inner(x["q"], x["k"]) * decays, docs)
+    strict = _decay.causal(gram(x["k"]) * (x["beta"][:, None] * decays), docs, strict=True)
+    values, erased = unit_lower_solve(strict, (x["beta"], x["v"]), (x["beta"] * since_entry, x["k"]))
+    reads, writes = jnp.concatenate([erased, x["q"]]), columns(x["k"] * until_exit[:, None])
+    return Factors(reads, since_entry[:, None], scores, since_entry[-1:, None], writes, values)
 
 
 def _prepare_diagonal(decayed: _diagonal.DecayedScores, x: Inputs, keep: jax.Array | None) -> Factors:
-    e, w = _erased_written(x)
+    (e, w), docs = _erased_written(x), _decay.documents(keep)
     ((scores,), (strict,)), decays = decayed([x["q"], e], [x["k"]], x["g"])
-    return _factors(x, e, w, scores, strict, *decays, _decay.documents(keep))
+    queries, e = (_decay.entering(read, docs) for read in decays.reads)
+    values, erased = unit_lower_solve(_decay.causal(strict, docs, strict=True), (None, w), (None, e))
+    reads, one = jnp.concatenate([erased, queries]), jnp.ones_like(x["g"][:, :1])
+    decay = _decay.entering(decays.since_entry, docs)[-1][:, None]
+    writes = columns(x["k"] * _decay.leaving(decays.until_exit, docs))
+    return Factors(reads, one, _decay.causal(scores, docs), decay, writes, values)
 
 
-def advance(factors: Factors, state: jax.Array) -> tuple[jax.Array, jax.Array]:
-    written = factors.values - product(factors.erased, state)
-    return factors.decay * state + product(factors.writes, written), written
+def advance(factors: Factors, state: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """What erases and what queries read the state in one product: it is loaded once, and need not be kept for later."""
+    read, queried = jnp.split(product(factors.reads, state), 2)
+    written = factors.values - read
+    return factors.decay * state + product(factors.writes, written), (written, queried)
 
 
-def readout(factors: Factors, state: jax.Array, written: jax.Array) -> jax.Array:
-    return product(factors.reads, state) + product(factors.scores, written)
+def readout(factors: Factors, seen: tuple[jax.Array, jax.Array]) -> jax.Array:
+    written, queried = seen
+    return factors.since_entry * queried + product(factors.scores, written)
 
 
 def _delta(name: str, prepare: _diagonal.Preparations, **gates: str) -> Recurrence:

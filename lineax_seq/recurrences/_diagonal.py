@@ -17,11 +17,12 @@ from ..monoid import DECAY, Affine
 from ..recurrence import Recurrence, Shortcut
 from ..typing import Inputs
 from . import _decay, _scalar
-from ._products import inner, product
+from ._products import inner, outer, product
 
 # e^60 = 1e26 and e^-60 leave float32 twelve decimal orders for what they multiply.
 MILD_DECAY = 60.0
 LEAF = 16
+GROUP = 8
 
 
 class Decays(NamedTuple):
@@ -29,6 +30,7 @@ class Decays(NamedTuple):
 
     since_entry: jax.Array  # at this token, of the state that enters the chunk
     until_exit: jax.Array  # at the chunk's exit, of what this token writes
+    reads: list[jax.Array]  # the queries, times since_entry
 
 
 def element(x: Inputs) -> Affine:
@@ -49,31 +51,41 @@ def decayed_scores(
     if leaf == 1:
         sums, scores = _decay.leaves(g), _products(stretches(queries), stretches(keys))
     else:
-        # Decays count from the stretch's entry, not from its middle, so that not even rounding depends on later
-        # tokens. Cumulated by a product with ones: on every platform faster than a cumulative sum.
-        ones = jnp.tril(jnp.ones((leaf, leaf), g.dtype))
-        forward = jnp.matmul(ones, *stretches([g]), precision=lax.Precision.HIGHEST)
+        # Decays count from the stretch's entry, not from its middle, so that not even rounding depends on later tokens.
+        forward = _cumulated(*stretches([g]))
         since_entry, grown = jnp.exp(forward), jnp.exp(-forward)
-        scores = _products([q * since_entry for q in stretches(queries)], [k * grown for k in stretches(keys)])
-        scores = jax.tree.map(jnp.tril, scores)
+        reads = [q * since_entry for q in stretches(queries)]
+        scores = jax.tree.map(jnp.tril, _products(reads, [k * grown for k in stretches(keys)]))
         if leaf == size:
             # exp(G_C) exp(-G) is one exponential less than exp(G_C - G), and just as precise
-            return _whole(scores), Decays(since_entry[0], since_entry[0, -1] * grown[0])
+            return _whole(scores), Decays(since_entry[0], since_entry[0, -1] * grown[0], _whole(reads))
         sums = _decay.Sums(forward, forward[:, -1:] - forward)
     while leaf < size:
         later = [q[1::2] * jnp.exp(sums.forward[1::2]) for q in stretches(queries)]
         earlier = [k[0::2] * jnp.exp(sums.backward[0::2]) for k in stretches(keys)]
         scores = jax.tree.map(_decay.assemble, scores, _products(later, earlier))
         sums, leaf = _decay.double(sums), 2 * leaf
-    return _whole(scores), Decays(jnp.exp(sums.forward[0]), jnp.exp(sums.backward[0]))
+    since_entry = jnp.exp(sums.forward[0])
+    return _whole(scores), Decays(since_entry, jnp.exp(sums.backward[0]), [q * since_entry for q in queries])
+
+
+def _cumulated(g: jax.Array) -> jax.Array:
+    """Sums over the tokens so far of each stretch `[m, h, K]`, by products with ones: on every platform faster than a
+    cumulative sum. In two stages, of a few tokens and of what came before them, it takes a fraction of the products."""
+    groups = g.reshape(g.shape[0], -1, min(GROUP, g.shape[1]), g.shape[2])
+    size, count = groups.shape[2], groups.shape[1]
+    ones = lambda n, diagonal: jnp.tril(jnp.ones((n, n), g.dtype), diagonal)  # noqa: E731
+    own = jnp.matmul(ones(size, 0), groups, precision=lax.Precision.HIGHEST)
+    before = jnp.matmul(ones(count, -1), own[:, :, -1], precision=lax.Precision.HIGHEST)
+    return (own + before[:, :, None]).reshape(g.shape)
 
 
 def _products(queries: list[jax.Array], keys: list[jax.Array]) -> list[list[jax.Array]]:
     return [[jax.vmap(inner)(q, k) for k in keys] for q in queries]
 
 
-def _whole(scores: list[list[jax.Array]]) -> list[list[jax.Array]]:
-    return jax.tree.map(lambda stretches: stretches[0], scores)
+def _whole(tree):
+    return jax.tree.map(lambda stretches: stretches[0], tree)
 
 
 def _mild(leaf: int | None, x: Inputs) -> jax.Array:
@@ -82,7 +94,8 @@ def _mild(leaf: int | None, x: Inputs) -> jax.Array:
     NaN counts as mild: a broken token must not change how others are rounded.
     """
     size, channels = x["g"].shape[-2:]
-    return ~jnp.any(x["g"].reshape(-1, min(leaf or size, size), channels).sum(-2) < -MILD_DECAY)
+    sums = x["g"].reshape(-1, max(1, size // LEAF), min(LEAF, size), channels).sum(-2)  # the same for every `leaf`
+    return ~jnp.any((sums if leaf else sums.sum(-2)) < -MILD_DECAY)
 
 
 DecayedScores = Callable[[Sequence[jax.Array], Sequence[jax.Array], jax.Array], tuple[list[list[jax.Array]], Decays]]
@@ -116,25 +129,30 @@ def one_later(x: jax.Array, first: float = 0) -> jax.Array:
 
 
 class Factors(NamedTuple):
-    """Those of `_scalar` but for `intra = scores v`, which `readout` makes: `prepare` is a branch among others, and the
-    compiler leaves a branch whole, while this product runs when there is time for it, as a state is on its way."""
+    """`readout` makes `scores v`, not `prepare`, which is a branch among others: the compiler leaves a branch whole,
+    while this product runs when there is time for it, as a state is on its way."""
 
-    reads: jax.Array  # [C, K]
+    reads: jax.Array  # [C, K] queries, decayed from the chunk's entry
     scores: jax.Array  # [C, C] of queries on keys, decayed, causal
     v: jax.Array  # [C, V]
-    decay: jax.Array  # [K, 1]
-    offset: jax.Array  # [K, V]
+    decay: jax.Array  # [K, 1] what is left of the entering state
+    offset: jax.Array  # [K, V] what the chunk's tokens add to it
 
 
-def readout(factors: Factors, state: jax.Array, extra: None) -> jax.Array:
+def readout(factors: Factors, state: jax.Array) -> jax.Array:
     return product(factors.scores, factors.v) + product(factors.reads, state)
+
+
+def ends(x: Inputs, decays: Decays, docs: _decay.Documents | None) -> tuple[jax.Array, jax.Array]:
+    """decay and offset of the factors: what the chunk makes of the entering state."""
+    left = _decay.entering(decays.since_entry, docs)[-1][:, None]
+    return left, outer(x["k"] * _decay.leaving(decays.until_exit, docs), x["v"])
 
 
 def _prepare(decayed: DecayedScores, x: Inputs, keep: jax.Array | None) -> Factors:
     docs = _decay.documents(keep)
     ((scores,),), decays = decayed([x["q"]], [x["k"]], x["g"])
-    reads, decay, offset = _scalar.ends(x, *decays, docs)
-    return Factors(reads, _decay.causal(scores, docs), x["v"], decay, offset)
+    return Factors(_decay.entering(decays.reads[0], docs), _decay.causal(scores, docs), x["v"], *ends(x, decays, docs))
 
 
 DIAGONAL_DECAY = Recurrence(

@@ -70,7 +70,7 @@ def _advance_sums(factors: Sums, state):
     return (factors.through * state[0] + factors.values, factors.through * state[1] + factors.keys), None
 
 
-def _readout_sums(factors: Sums, state, extra: None) -> jax.Array:
+def _readout_sums(factors: Sums, state) -> jax.Array:
     return quotient(factors.intra + product(factors.reads, state[0]), factors.weight + factors.reads @ state[1])
 
 
@@ -164,7 +164,7 @@ def _prepare_weighted(x: Inputs, keep: jax.Array | None) -> Stabilised:
     return Stabilised(x["q"], intra, scores.sum(-1), size, entering, log_decay, log_size, values, writes.sum(0))
 
 
-def _readout_weighted(factors: Stabilised, state, extra: None) -> jax.Array:
+def _readout_weighted(factors: Stabilised, state) -> jax.Array:
     C, n, m = state
     largest = lax.stop_gradient(jnp.maximum(factors.size, factors.entering + m))
     own, old = jnp.exp(factors.size - largest), jnp.exp(factors.entering + m - largest)

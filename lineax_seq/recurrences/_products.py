@@ -33,10 +33,17 @@ def outer(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(columns(a), b)
 
 
+@jax.custom_vjp
+def gram(a: jax.Array) -> jax.Array:
+    """`a a^T`."""
+    return inner(a, a)
+
+
 def _keep(fn):
     return lambda a, b: (fn(a, b), (a, b))
 
 
 product.defvjp(_keep(product), lambda ab, d: (inner(d, ab[1]), outer(ab[0], d)))
+gram.defvjp(lambda a: (inner(a, a), a), lambda a, d: (product(d + d.T, a),))
 inner.defvjp(_keep(inner), lambda ab, d: (product(d, ab[1]), outer(d, ab[0])))
 outer.defvjp(_keep(outer), lambda ab, d: (inner(ab[1], d), product(ab[0], d)))

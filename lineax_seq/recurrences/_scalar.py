@@ -17,11 +17,12 @@ from ._products import inner, outer, product
 
 
 class Factors(NamedTuple):
-    """What a chunk says without knowing the state; shared by those with one decay per head, or none."""
+    """What a chunk says without knowing the state."""
 
-    reads: jax.Array  # [C, K] queries, decayed from the chunk's entry
+    q: jax.Array  # [C, K]
+    since_entry: jax.Array  # [C, 1] what a query finds left of the entering state; it scales the reads, which cost less
     intra: jax.Array  # [C, V] outputs of the chunk's own tokens
-    decay: jax.Array  # [1, 1] or [K, 1] what is left of the entering state
+    decay: jax.Array  # [1, 1] what is left of the entering state
     offset: jax.Array  # [K, V] what the chunk's tokens add to it
 
 
@@ -44,26 +45,17 @@ def prepare(x: Inputs, keep: jax.Array | None) -> Factors:
 
 
 def factors(x: Inputs, scores: jax.Array, since_entry: jax.Array, until_exit: jax.Array, docs) -> Factors:
-    """The factors from the masked scores `[C, C]` and the decays since the chunk's entry and until its exit."""
-    reads, decay, offset = ends(x, since_entry, until_exit, docs)
-    return Factors(reads, product(scores, x["v"]), decay, offset)
-
-
-def ends(x: Inputs, since_entry: jax.Array, until_exit: jax.Array, docs) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """reads, decay and offset of the factors: what ties the chunk to the states at its ends."""
-    reads, writes, decay = x["q"] * since_entry, x["k"] * until_exit, since_entry[-1][:, None]
-    if docs is not None:
-        reads, writes = _decay.mask(reads, docs.entry), _decay.mask(writes, docs.exit)
-        decay = jnp.where(docs.through, decay, 0)
-    return reads, decay, outer(writes, x["v"])
+    """From the masked scores `[C, C]` and the decays `[C, 1]` since the chunk's entry and until its exit."""
+    since_entry, writes = _decay.entering(since_entry, docs), x["k"] * _decay.leaving(until_exit, docs)
+    return Factors(x["q"], since_entry, product(scores, x["v"]), since_entry[-1:], outer(writes, x["v"]))
 
 
 def advance(factors: Factors, state: jax.Array) -> tuple[jax.Array, None]:
     return factors.decay * state + factors.offset, None
 
 
-def readout(factors: Factors, state: jax.Array, extra: None) -> jax.Array:
-    return factors.intra + product(factors.reads, state)
+def readout(factors: Factors, state: jax.Array) -> jax.Array:
+    return factors.intra + factors.since_entry * product(factors.q, state)
 
 
 def _prepare_undecayed(x: Inputs, keep: jax.Array | None) -> Factors:

@@ -44,26 +44,34 @@ def _inverse(strict: jax.Array) -> jax.Array:
     return inverse[0]
 
 
-@jax.custom_vjp
-def unit_lower_solve(strict: jax.Array, *right: jax.Array) -> tuple[jax.Array, ...]:
-    """`(I + A)^-1 R` for a strictly lower triangular `A [C, C]`, C a power of two, and each R `[C, ...]`.
+Scaled = tuple[jax.Array | None, jax.Array]
+"""`diag(s) R` as `(s [C] or None for ones, R [C, ...])`."""
 
-    With Y = (I + A)^-1 R the gradients are dR = (I + A)^-T dY and dA = -dR Y^T below the diagonal, summed over all R:
-    two products where the inverse's own gradient would need four.
+
+@jax.custom_vjp
+def unit_lower_solve(strict: jax.Array, *right: Scaled) -> tuple[jax.Array, ...]:
+    """`(I + A)^-1 diag(s) R` for a strictly lower triangular `A [C, C]`, C a power of two, and each `(s, R)`.
+
+    s scales the inverse's columns, which are shorter than the rows of R. With Y the solution and
+    E = (I + A)^-T dY, the gradients are dR = diag(s) E, ds_i = E_i · R_i, and dA = -E Y^T below the diagonal, summed
+    over all R: two products where the inverse's own gradient would need four.
     """
     return _forward(strict, *right)[0]
 
 
 def _forward(strict, *right):
     inverse = _inverse(strict)
-    solved = tuple(inverse @ r for r in right)
-    return solved, (inverse, solved)
+    solved = tuple((inverse if s is None else inverse * s) @ r for s, r in right)
+    return solved, (inverse, right, solved)
 
 
 def _backward(residuals, d_solved):
-    inverse, solved = residuals
-    d_right = tuple(outer(inverse, d) for d in d_solved)
-    d_strict = sum(inner(d, y) for d, y in zip(d_right, solved, strict=True))
+    inverse, right, solved = residuals
+    through = [outer(inverse, d) for d in d_solved]
+    d_strict = sum(inner(e, y) for e, y in zip(through, solved, strict=True))
+    d_right = [
+        (None, e) if s is None else ((e * r).sum(-1), s[:, None] * e) for (s, r), e in zip(right, through, strict=True)
+    ]
     return -jnp.tril(d_strict, -1), *d_right
 
 

@@ -41,7 +41,7 @@ VECTOR_DECAY = Recurrence(
     output_field="x",
     prepare=_prepare,
     advance=lambda factors, state: (factors.decay[-1] * state + factors.own[-1], None),
-    readout=lambda factors, state, extra: factors.own + factors.decay * state,
+    readout=lambda factors, state: factors.own + factors.decay * state,
     loops_on_cpu=True,
 )
 
@@ -78,6 +78,6 @@ SELECTIVE = Recurrence(
     output_field="u",
     prepare=_prepare_selective,
     advance=_advance_selective,
-    readout=lambda factors, state, y: y,
+    readout=lambda factors, y: y,
     loops=True,
 )

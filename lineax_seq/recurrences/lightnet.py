@@ -154,7 +154,7 @@ def _readout_mild(factors: Mild, state) -> jax.Array:
     return product(q * old, mean) + product(scores, factors.v)
 
 
-def _readout(factors: Mild | Levels, state, extra: None) -> jax.Array:
+def _readout(factors: Mild | Levels, state) -> jax.Array:
     if isinstance(factors, Mild):
         return _readout_mild(factors, state)
     q, (before, mean) = factors.q, state

@@ -224,7 +224,7 @@ def _advance(factors: Factors, state):
     return (new, factors.old_count * count + factors.new_count), None
 
 
-def _readout(factors: Factors, state, extra: None) -> jax.Array:
+def _readout(factors: Factors, state) -> jax.Array:
     states = state[0][-factors.carry.shape[0] :]
     reads = factors.weights[:, :, None] * factors.reads[:, None, :]
     return factors.intra + reads.reshape(reads.shape[0], -1) @ states.reshape(-1, states.shape[-1])

@@ -26,10 +26,8 @@ def _prepare(decayed: _diagonal.DecayedScores, x: Inputs, keep: jax.Array | None
     ((scores,),), decays = decayed([earlier], [x["k"]], x["g"])
     bonus = jnp.diag((x["q"] * x["u"] * x["k"]).sum(-1))
     scores = _decay.causal(_diagonal.one_later(scores), docs, strict=True) + bonus
-    _, decay, offset = _scalar.ends(x, *decays, docs)
-    reads = x["q"] * _diagonal.one_later(decays.since_entry, first=1)
-    reads = reads if docs is None else _decay.mask(reads, docs.entry)
-    return _diagonal.Factors(reads, scores, x["v"], decay, offset)
+    reads = _decay.entering(x["q"] * _diagonal.one_later(decays.since_entry, first=1), docs)
+    return _diagonal.Factors(reads, scores, x["v"], *_diagonal.ends(x, decays, docs))
 
 
 DIAGONAL_DECAY_BONUS = Recurrence(

@@ -29,14 +29,12 @@ from ._triangular import unit_lower_solve
 
 
 class Factors(NamedTuple):
-    reads: jax.Array  # [C, K] queries, decayed from the chunk's entry
-    intra: jax.Array  # A_qk V [C, V] outputs of the chunk's own values
-    scores: jax.Array  # A_qb [C, C] of queries on what b puts back
+    reads: jax.Array  # [2C, K] of the entering state: W, and the queries, decayed from the chunk's entry
+    own_reads: jax.Array  # X A_ak V [C, V] what a reads of the chunk's values
     decay: jax.Array  # [K, 1] what is left of the entering state
-    offset: jax.Array  # [K, V] what the chunk's values add to it
-    returns: jax.Array  # [K, C] b, decayed until the chunk's exit
-    state_reads: jax.Array  # W [C, K] what a reads of the entering state
-    own_reads: jax.Array  # X A_ak V [C, V] and of the chunk's values
+    writes: jax.Array  # [K, 2C] keys and b, decayed until the chunk's exit
+    v: jax.Array  # [C, V]
+    scores: jax.Array  # [C, 2C] of queries on keys and on b
 
 
 def _element(x: Inputs) -> Affine:
@@ -55,21 +53,23 @@ def _prepare(decayed: _diagonal.DecayedScores, x: Inputs, keep: jax.Array | None
     qk, qb = (_decay.causal(s, docs) for s in scores[0])
     ak, ab = (_decay.causal(_diagonal.one_later(s), docs, strict=True) for s in scores[1])
 
-    base = _scalar.factors(x, qk, *decays, docs)
-    reads, returns = x["a"] * _diagonal.one_later(decays.since_entry, first=1), x["b"] * decays.until_exit
-    if docs is not None:
-        reads, returns = _decay.mask(reads, docs.entry), _decay.mask(returns, docs.exit)
-    state_reads, own_reads = unit_lower_solve(-ab, reads, product(ak, x["v"]))
-    return Factors(base.reads, base.intra, qb, base.decay, base.offset, columns(returns), state_reads, own_reads)
+    reads = _decay.entering(x["a"] * _diagonal.one_later(decays.since_entry, first=1), docs)
+    state_reads, own_reads = unit_lower_solve(-ab, (None, reads), (None, product(ak, x["v"])))
+    reads = jnp.concatenate([state_reads, _decay.entering(decays.reads[0], docs)])
+    until_exit, left = _decay.leaving(decays.until_exit, docs), _decay.entering(decays.since_entry, docs)[-1]
+    writes = columns(jnp.concatenate([x["k"] * until_exit, x["b"] * until_exit]))
+    return Factors(reads, own_reads, left[:, None], writes, x["v"], jnp.concatenate([qk, qb], axis=1))
 
 
-def _advance(factors: Factors, state: jax.Array) -> tuple[jax.Array, jax.Array]:
-    read = factors.own_reads + product(factors.state_reads, state)
-    return factors.decay * state + factors.offset + product(factors.returns, read), read
+def _advance(factors: Factors, state: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    read, queried = jnp.split(product(factors.reads, state), 2)
+    written = jnp.concatenate([factors.v, factors.own_reads + read])
+    return factors.decay * state + product(factors.writes, written), (written, queried)
 
 
-def _readout(factors: Factors, state: jax.Array, read: jax.Array) -> jax.Array:
-    return factors.intra + product(factors.reads, state) + product(factors.scores, read)
+def _readout(factors: Factors, seen: tuple[jax.Array, jax.Array]) -> jax.Array:
+    written, queried = seen
+    return queried + product(factors.scores, written)
 
 
 DIAGONAL_PLUS_LOW_RANK = Recurrence(

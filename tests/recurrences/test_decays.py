@@ -17,7 +17,8 @@ def defined(queries, keys, g):
     sums = jnp.cumsum(g, axis=0)
     decays = jnp.exp(jnp.minimum(sums[:, None] - sums[None, :], 0))
     scores = [[jnp.tril(jnp.einsum("id,jd,ijd->ij", q, k, decays)) for k in keys] for q in queries]
-    return scores, _diagonal.Decays(jnp.exp(sums), jnp.exp(sums[-1] - sums))
+    since_entry, until_exit = jnp.exp(sums), jnp.exp(sums[-1] - sums)
+    return scores, _diagonal.Decays(since_entry, until_exit, [q * since_entry for q in queries])
 
 
 @pytest.mark.parametrize(("leaf", "mean"), [(None, -0.3), (16, -0.3), (16, -2.0), (1, -0.3), (1, -2.0), (1, -30.0)])

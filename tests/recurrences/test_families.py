@@ -14,6 +14,7 @@ import lineax_seq as ls
 from lineax_seq import forms
 from lineax_seq.layout import Layout
 
+KINDS = ("simple_gla", "gated_delta_rule", "rwkv7", "mlstm", "mamba")  # of walks; the others under `slow`
 EXACT = OUTPUTS["float64"]
 T = 2 * CHUNK + 5
 STARTS = (7, 25)  # where the documents of the packed examples start
@@ -317,6 +318,29 @@ def test_the_parallel_chunks_of_accelerators(x64):
         loop = lambda args, state: forms.scan(record, None, args, reset, state)  # noqa: B023, E731
         got, want = with_gradients(parallel, args, state), with_gradients(loop, args, state)
         assert_close(got, want, EXACT)
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 1 << 40], ids=["blocks_of_one", "two_blocks", "at_once"])
+@pytest.mark.parametrize(
+    "operator",
+    [
+        pytest.param(operator, id=name, marks=() if name in KINDS else pytest.mark.slow)
+        for name, operator in ls.RECURRENCES.items()
+    ],
+)
+def test_chunks_are_right_in_blocks_of_any_size(operator, tokens, monkeypatch, x64):
+    """Blocks keep the state that enters them and pull back through their walk, one block the states of its chunks."""
+    monkeypatch.setattr(forms, "CPU_BLOCK_TOKENS", tokens)
+    args = operator.example(jax.random.key(0), B=1, T=40, H=1, HV=2, K=4, V=4, D=2, N=4, NH=2, L=6, dtype=jnp.float64)
+    fields, record = operator.fields(args), operator.recurrence
+    state = jax.tree.map(lambda s: s + 0.5, operator(**args)[1])
+    length = next(iter(fields.values())).shape[1]
+    reset = jnp.zeros((1, length), bool).at[:, length // 3].set(True)
+    if operator is ls.log_linear_attention:  # its fields hold the positions in the document
+        reset = None
+    got = with_gradients(lambda xs, state: forms.chunk(record, None, 8, xs, reset, state), fields, state)
+    want = with_gradients(lambda xs, state: forms.scan(record, None, xs, reset, state), fields, state)
+    assert_close(got, want, EXACT)
 
 
 @pytest.mark.parametrize("operator", [ls.gla, ls.kda, ls.lightnet], ids=lambda operator: operator.name)
