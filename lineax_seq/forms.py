@@ -27,8 +27,8 @@ from .typing import Inputs, State
 # twice as many are as fast; backward the memory of a call then exceeds what malloc keeps (32 MB), and touching fresh
 # pages costs a quarter of the time. Accelerators take all chunks at once: they want the parallelism.
 CPU_BLOCK_TOKENS: int = 1024
-# And its chunks at most: they are walked without a loop, which on a CPU copies the state every time, and fills the
-# arrays that it stacks results in with zeros first. Programs grow with it.
+# And its chunks at most. They are walked without a loop: one would copy the state at every step, and fill the arrays
+# that it stacks results in with zeros first. Programs grow with it.
 CPU_BLOCK_CHUNKS: int = 8
 
 
@@ -206,8 +206,11 @@ class _Chunked:
                 x, keep = self._inputs(index)
                 d_o_b = self._time(d_o, index).astype(self.layout.dtype)
                 d_o_b = self.layout.chunks_first(field, d_o_b, self.chunk_size)
+                form = form(keep)
+                factors, pull_prepare = jax.vjp(form.prepare_all, x)
                 pull = self._pull_apart if self.keeps_entries else self._pull_walk
-                d_x, d_before = pull(form(keep), x, entries_b, d_state, d_o_b)
+                d_factors, d_before = pull(form, factors, entries_b, d_state, d_o_b)
+                (d_x,) = pull_prepare(d_factors)
                 if self.scale is not None:
                     d_x = {**d_x, "q": d_x["q"] * self.scale}
                 fields = self.recurrence.fields
@@ -235,19 +238,17 @@ class _Chunked:
         state, (entries, seen) = lax.scan(body, state, factors, unroll=self.unroll)
         return state, entries, entries if seen is None else seen
 
-    def _pull_walk(self, form: MappedChunk, x: Inputs, state: State, d_state: State, d_o: jax.Array):
-        """A block's gradients from the state that enters it."""
-        factors, pull_prepare = jax.vjp(form.prepare_all, x)
+    def _pull_walk(self, form: MappedChunk, factors: Any, state: State, d_state: State, d_o: jax.Array):
+        """The gradients of a block's factors and of the state that enters it, from that state."""
         (_, seen), pull = jax.vjp(lambda factors, state: self._walk(form, factors, state)[::2], factors, state)
         _, pull_readout = jax.vjp(form.readout_all, factors, seen)
         d_factors, d_seen = pull_readout(d_o)
         d_through, d_before = pull((d_state, d_seen))
-        return pull_prepare(jax.tree.map(jnp.add, d_factors, d_through))[0], d_before
+        return jax.tree.map(jnp.add, d_factors, d_through), d_before
 
-    def _pull_apart(self, form: MappedChunk, x: Inputs, entries: State, d_state: State, d_o: jax.Array):
+    def _pull_apart(self, form: MappedChunk, factors: Any, entries: State, d_state: State, d_o: jax.Array):
         """The same from the states that enter the chunks: only the adjoint state goes from chunk to chunk, what the
         factors get of it all chunks get at once. Unless they are tokens of a loop, which would run twice."""
-        factors, pull_prepare = jax.vjp(form.prepare_all, x)
         (_, seen), pull_advance = jax.vjp(form.advance_all, factors, entries)
         _, pull_readout = jax.vjp(form.readout_all, factors, entries if seen is None else seen)
         d_factors, d_seen = pull_readout(d_o)
@@ -267,7 +268,7 @@ class _Chunked:
         d_before, d_through = lax.scan(body, d_state, (factors, entries, d_entries, d_seen), reverse=True)
         if not walks_tokens:
             d_through, _ = pull_advance((d_through, d_seen))
-        return pull_prepare(jax.tree.map(jnp.add, d_factors, d_through))[0], d_before
+        return jax.tree.map(jnp.add, d_factors, d_through), d_before
 
     def _over_blocks(self, block: Callable, carry, *rows, reverse: bool = False):
         """Scan `block(carry, index or (index, row))`; a single block needs no loop."""

@@ -79,10 +79,9 @@ def _prepare_diagonal(decayed: _diagonal.DecayedScores, x: Inputs, keep: jax.Arr
     ((scores,), (strict,)), decays = decayed([x["q"], e], [x["k"]], x["g"])
     queries, e = (_decay.entering(read, docs) for read in decays.reads)
     values, erased = unit_lower_solve(_decay.causal(strict, docs, strict=True), (None, w), (None, e))
+    decay, until_exit = _diagonal.at_exit(decays, docs)
     reads, one = jnp.concatenate([erased, queries]), jnp.ones_like(x["g"][:, :1])
-    decay = _decay.entering(decays.since_entry, docs)[-1][:, None]
-    writes = columns(x["k"] * _decay.leaving(decays.until_exit, docs))
-    return Factors(reads, one, _decay.causal(scores, docs), decay, writes, values)
+    return Factors(reads, one, _decay.causal(scores, docs), decay, columns(x["k"] * until_exit), values)
 
 
 def advance(factors: Factors, state: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:

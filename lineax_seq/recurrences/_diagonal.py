@@ -22,7 +22,7 @@ from ._products import inner, outer, product
 # e^60 = 1e26 and e^-60 leave float32 twelve decimal orders for what they multiply.
 MILD_DECAY = 60.0
 LEAF = 16
-GROUP = 8
+GROUP = 8  # tokens that the first stage of a cumulative sum adds up
 
 
 class Decays(NamedTuple):
@@ -89,7 +89,8 @@ def _whole(tree):
 
 
 def _mild(leaf: int | None, x: Inputs) -> jax.Array:
-    """Whether no channel decays by more than e^-MILD_DECAY over a stretch (`g [..., C, K]`).
+    """Whether no channel decays by more than e^-MILD_DECAY over a stretch of LEAF tokens, or, `leaf` None, the chunk
+    (`g [..., C, K]`).
 
     NaN counts as mild: a broken token must not change how others are rounded.
     """
@@ -143,16 +144,21 @@ def readout(factors: Factors, state: jax.Array) -> jax.Array:
     return product(factors.scores, factors.v) + product(factors.reads, state)
 
 
-def ends(x: Inputs, decays: Decays, docs: _decay.Documents | None) -> tuple[jax.Array, jax.Array]:
-    """decay and offset of the factors: what the chunk makes of the entering state."""
-    left = _decay.entering(decays.since_entry, docs)[-1][:, None]
-    return left, outer(x["k"] * _decay.leaving(decays.until_exit, docs), x["v"])
+def at_exit(decays: Decays, docs: _decay.Documents | None) -> tuple[jax.Array, jax.Array]:
+    """What is left at the chunk's exit of the entering state `[K, 1]` and of what its tokens write `[C, K]`."""
+    return _decay.entering(decays.since_entry, docs)[-1][:, None], _decay.leaving(decays.until_exit, docs)
+
+
+def factors(x: Inputs, reads: jax.Array, scores: jax.Array, decays: Decays, docs) -> Factors:
+    """From the decayed queries `[C, K]` and the masked scores `[C, C]`."""
+    decay, until_exit = at_exit(decays, docs)
+    return Factors(_decay.entering(reads, docs), scores, x["v"], decay, outer(x["k"] * until_exit, x["v"]))
 
 
 def _prepare(decayed: DecayedScores, x: Inputs, keep: jax.Array | None) -> Factors:
     docs = _decay.documents(keep)
     ((scores,),), decays = decayed([x["q"]], [x["k"]], x["g"])
-    return Factors(_decay.entering(decays.reads[0], docs), _decay.causal(scores, docs), x["v"], *ends(x, decays, docs))
+    return factors(x, decays.reads[0], _decay.causal(scores, docs), decays, docs)
 
 
 DIAGONAL_DECAY = Recurrence(

@@ -59,10 +59,8 @@ def quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 def _prepare_sums(x: Inputs, keep: jax.Array | None) -> Sums:
     docs = _decay.documents(keep)
     scores = _decay.causal(inner(x["q"], x["k"]), docs)
-    reads, writes, through = x["q"], x["k"], jnp.ones((), x["k"].dtype)
-    if docs is not None:
-        reads, writes = _decay.mask(reads, docs.entry), _decay.mask(writes, docs.exit)
-        through = docs.through.astype(through.dtype)
+    reads, writes = _decay.entering(x["q"], docs), _decay.leaving(x["k"], docs)
+    through = jnp.ones((), x["k"].dtype) if docs is None else docs.through.astype(x["k"].dtype)
     return Sums(reads, product(scores, x["v"]), scores.sum(-1), through, outer(writes, x["v"]), writes.sum(0))
 
 

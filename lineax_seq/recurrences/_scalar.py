@@ -20,7 +20,7 @@ class Factors(NamedTuple):
     """What a chunk says without knowing the state."""
 
     q: jax.Array  # [C, K]
-    since_entry: jax.Array  # [C, 1] what a query finds left of the entering state; it scales the reads, which cost less
+    since_entry: jax.Array  # [C, 1] what is left of the entering state; scales what q reads of it
     intra: jax.Array  # [C, V] outputs of the chunk's own tokens
     decay: jax.Array  # [1, 1] what is left of the entering state
     offset: jax.Array  # [K, V] what the chunk's tokens add to it

@@ -95,7 +95,7 @@ def _prepare_mild(x: Inputs, keep: jax.Array | None) -> Mild:
     sums = jnp.matmul(ones, keys, precision=lax.Precision.HIGHEST)
     last = jnp.where(sums[-1] > 0, sums[-1], 1)
     total = jnp.where(sums[-1] > 0, first + jnp.log(last), EMPTY)
-    mean = outer(keys if docs is None else _decay.mask(keys, docs.exit), v) / last[:, None]
+    mean = outer(_decay.leaving(keys, docs), v) / last[:, None]
     return Mild(x["q"], v, keys, sums, first, *_masks(docs, k.dtype), (total, mean))
 
 

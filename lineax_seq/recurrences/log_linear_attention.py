@@ -165,11 +165,10 @@ def _prepare(x: Inputs, keep: jax.Array | None) -> Factors:
     parting = _differing(first, position)
     weights = jnp.where(jnp.arange(1, states + 1) >= parting[:, None], _scales(x), _scale_at(parting, scales)[:, None])
     weights = weights * _occupied(first, states)
-    reads, writes = x["q"] * jnp.exp(sums.forward)[:, None], x["k"] * jnp.exp(sums.backward)[:, None]
-    last, through = position, jnp.exp(sums.forward[-1])
-    if docs is not None:
-        reads, writes = _decay.mask(reads, docs.entry), _decay.mask(writes, docs.exit)
-        last, through = jnp.where(docs.exit, position, -1), jnp.where(docs.through, through, 0)
+    since_entry = _decay.entering(jnp.exp(sums.forward), docs)
+    reads, through = x["q"] * since_entry[:, None], since_entry[-1]
+    writes = x["k"] * _decay.leaving(jnp.exp(sums.backward), docs)[:, None]
+    last = position if docs is None else jnp.where(docs.exit, position, -1)
     end = jnp.where(first < 0, first, last.max() + 1)
     exits = jnp.minimum(_differing(end, position) - 1, states - 1)[:, None] == jnp.arange(states)
     added = jnp.einsum("cs,ck,cv->skv", exits.astype(writes.dtype), writes, x["v"])

@@ -26,8 +26,7 @@ def _prepare(decayed: _diagonal.DecayedScores, x: Inputs, keep: jax.Array | None
     ((scores,),), decays = decayed([earlier], [x["k"]], x["g"])
     bonus = jnp.diag((x["q"] * x["u"] * x["k"]).sum(-1))
     scores = _decay.causal(_diagonal.one_later(scores), docs, strict=True) + bonus
-    reads = _decay.entering(x["q"] * _diagonal.one_later(decays.since_entry, first=1), docs)
-    return _diagonal.Factors(reads, scores, x["v"], *_diagonal.ends(x, decays, docs))
+    return _diagonal.factors(x, x["q"] * _diagonal.one_later(decays.since_entry, first=1), scores, decays, docs)
 
 
 DIAGONAL_DECAY_BONUS = Recurrence(

@@ -56,9 +56,9 @@ def _prepare(decayed: _diagonal.DecayedScores, x: Inputs, keep: jax.Array | None
     reads = _decay.entering(x["a"] * _diagonal.one_later(decays.since_entry, first=1), docs)
     state_reads, own_reads = unit_lower_solve(-ab, (None, reads), (None, product(ak, x["v"])))
     reads = jnp.concatenate([state_reads, _decay.entering(decays.reads[0], docs)])
-    until_exit, left = _decay.leaving(decays.until_exit, docs), _decay.entering(decays.since_entry, docs)[-1]
+    decay, until_exit = _diagonal.at_exit(decays, docs)
     writes = columns(jnp.concatenate([x["k"] * until_exit, x["b"] * until_exit]))
-    return Factors(reads, own_reads, left[:, None], writes, x["v"], jnp.concatenate([qk, qb], axis=1))
+    return Factors(reads, own_reads, decay, writes, x["v"], jnp.concatenate([qk, qb], axis=1))
 
 
 def _advance(factors: Factors, state: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
