@@ -51,7 +51,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from tqdm import tqdm
 
 import lineax_seq as ls
-from lineax_seq import forms
+from lineax_seq import chunked
 from lineax_seq.parallel.cost import Link
 
 RECURRENT = {"lasp-2": "all_gather", "lasp-1": "ring", "tree": "tree", "all-scan": "all_scan"}
@@ -310,13 +310,13 @@ def main(config: Scaling) -> None:
     done = {tuple(row[k] for k in key) for row in rows}
     todo = [w for w in wanted if tuple(w[k] for k in key) not in done]
     if todo:
-        before, forms.CPU_BLOCK_TOKENS = forms.CPU_BLOCK_TOKENS, 1 << 62  # a TPU takes all chunks at once
+        before, chunked.CPU_BLOCK_TOKENS = chunked.CPU_BLOCK_TOKENS, 1 << 62  # a TPU takes all chunks at once
         for row in tqdm(todo, desc="compiling", unit="program"):
             row |= compile_ahead(config, row["method"], row["P"], row["T"])
             with results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             rows.append(row)
-        forms.CPU_BLOCK_TOKENS = before
+        chunked.CPU_BLOCK_TOKENS = before
     names = {tuple(w[k] for k in key) for w in wanted}
     rows = [row for row in rows if tuple(row[k] for k in key) in names]
     for row in sorted(rows, key=lambda r: (r["P"], r["T"])):

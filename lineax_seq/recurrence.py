@@ -37,7 +37,7 @@ def step(recurrence: "Recurrence", x: Inputs, keep: jax.Array | None, state: Sta
 class Shortcut(NamedTuple):
     """A cheaper `prepare` and the inputs that it is exact for."""
 
-    applies: Callable[[Inputs], jax.Array]  # of all heads and of a block's chunks: a boolean scalar
+    applies: Callable[[Inputs], jax.Array]  # of all chunks of a block, fields [B, N, C, heads, ...]: a boolean scalar
     prepare: Callable[[Inputs, jax.Array | None], Any]
     longer_than: int = 0  # the chunks worth it: shorter ones have the same from another shortcut
 

@@ -132,7 +132,7 @@ def _halves(x: jax.Array, h: int) -> tuple[jax.Array, jax.Array]:
 
 def _mild(x: Inputs) -> jax.Array:
     """NaN counts as mild: a broken token must not change how others are rounded."""
-    far = jnp.abs(x["k"] - x["k"][..., :1, :]) > MILD_KEYS
+    far = jnp.abs(x["k"] - x["k"][:, :, :1]) > MILD_KEYS
     return ~jnp.any(far & (x["k"] > EMPTY / 2))
 
 

@@ -208,10 +208,10 @@ def _prepare_aligned(x: Inputs, keep: jax.Array | None) -> Factors:
 
 
 def _aligned(x: Inputs) -> jax.Array:
-    position = x["position"]
-    size = position.shape[-1]
-    whole = jnp.all(position == position[..., :1] + jnp.arange(size), axis=-1) & (position[..., 0] % size == 0)
-    return jnp.all(whole | jnp.all(position < 0, axis=-1))
+    position = x["position"]  # [B, N, C, HV]
+    size, first = position.shape[2], position[:, :, :1]
+    whole = jnp.all(position == first + jnp.arange(size)[:, None], axis=2) & (first[:, :, 0] % size == 0)
+    return jnp.all(whole | jnp.all(position < 0, axis=2))
 
 
 def _advance(factors: Factors, state):

@@ -14,10 +14,10 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 import lineax_seq as ls
-from lineax_seq import forms
+from lineax_seq import chunked
 
 SHARD = 1024
-forms.CPU_BLOCK_TOKENS = 1 << 40  # the platform that traces is a CPU; the one that runs takes all chunks at once
+chunked.CPU_BLOCK_TOKENS = 1 << 40  # the platform that traces is a CPU; the one that runs takes all chunks at once
 
 
 def scheduled(name: str, program: str, mesh: Mesh) -> str:

@@ -17,6 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from tolerances import GRADIENTS, OUTPUTS, assert_close
 
 import lineax_seq as ls
+from lineax_seq import chunked
 
 SIZES = dict(B=1, H=2, HV=2, K=16, V=16, D=32, N=4, L=14)
 COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|collective-permute|reduce-scatter|all-to-all)(?:-start)?\(")
@@ -81,7 +82,7 @@ def test_rounds_of_the_strategies(strategy, rounds):
 
 def test_a_shard_prepares_once(monkeypatch):
     """Its summary and its outputs are made of the same factors: the gates decide once how to prepare them."""
-    monkeypatch.setattr(ls.forms, "CPU_BLOCK_TOKENS", 1 << 40)  # all chunks at once, as elsewhere than on a CPU
+    monkeypatch.setattr(chunked, "CPU_BLOCK_TOKENS", 1 << 40)  # all chunks at once, as elsewhere than on a CPU
     args = ls.gla.example(jax.random.key(0), **{**SIZES, "T": 4 * 64, "K": 8})
     call = ls.parallel.sequence_parallel(ls.gla, mesh_of(4), strategy="all_gather")
     assert jax.jit(lambda args: call(**args)).lower(args).as_text().count("stablehlo.case") == 1

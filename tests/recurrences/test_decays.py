@@ -26,7 +26,7 @@ def test_every_way_follows_the_definition(leaf, mean, x64):
     rng = np.random.default_rng(0)
     draw = lambda: jnp.asarray(rng.normal(size=(SIZE, CHANNELS)))  # noqa: E731
     queries, keys, g = [draw(), draw()], [draw()], 2 * mean * jnp.asarray(rng.random((SIZE, CHANNELS)))
-    assert bool(_diagonal._mild(leaf, {"g": g[None]})) or leaf == 1  # these gates allow it
+    assert bool(_diagonal._mild(leaf, {"g": g[None, None, :, None]})) or leaf == 1  # these gates allow it
     weights = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape)), defined(queries, keys, g))
 
     def run(scores_of):
@@ -40,6 +40,6 @@ def test_every_way_follows_the_definition(leaf, mean, x64):
 
 @pytest.mark.parametrize(("mean", "way"), [(-0.3, 0), (-2.0, 1), (-30.0, 2), (float("nan"), 0)])
 def test_the_gates_choose(mean, way):
-    g = jnp.full((1, 2, SIZE, CHANNELS), mean)
+    g = jnp.full((1, 2, SIZE, 3, CHANNELS), mean)
     applies = [bool(shortcut.applies({"g": g})) for shortcut in ls.gla.recurrence.shortcuts]
     assert [*applies, True].index(True) == way

@@ -11,7 +11,8 @@ from cases import CHUNK, Case, evaluate, reference
 from tolerances import GRADIENTS, OUTPUTS, assert_close
 
 import lineax_seq as ls
-from lineax_seq import forms
+from lineax_seq import chunked, forms
+from lineax_seq.chunked import Chunked
 from lineax_seq.layout import Layout
 
 KINDS = ("simple_gla", "gated_delta_rule", "rwkv7", "mlstm", "mamba")  # of walks; the others under `slow`
@@ -331,7 +332,7 @@ def test_the_parallel_chunks_of_accelerators(x64):
 )
 def test_chunks_are_right_in_blocks_of_any_size(operator, tokens, monkeypatch, x64):
     """Blocks keep the state that enters them and pull back through their walk, one block the states of its chunks."""
-    monkeypatch.setattr(forms, "CPU_BLOCK_TOKENS", tokens)
+    monkeypatch.setattr(chunked, "CPU_BLOCK_TOKENS", tokens)
     args = operator.example(jax.random.key(0), B=1, T=40, H=1, HV=2, K=4, V=4, D=2, N=4, NH=2, L=6, dtype=jnp.float64)
     fields, record = operator.fields(args), operator.recurrence
     state = jax.tree.map(lambda s: s + 0.5, operator(**args)[1])
@@ -343,10 +344,37 @@ def test_chunks_are_right_in_blocks_of_any_size(operator, tokens, monkeypatch, x
 
 
 @pytest.mark.parametrize("operator", [ls.gla, ls.kda, ls.lightnet], ids=lambda operator: operator.name)
+@pytest.mark.parametrize("strengths", [(0.1, 0.1, 0.1), (0.1, 300.0, 2.0), (300.0, 0.1, 0.1)], ids=str)
+def test_every_block_chooses_how_to_prepare(operator, strengths, monkeypatch, x64):
+    """Blocks of one chunk of 32 tokens: all mild, or each of its own kind; with gradients and without."""
+    monkeypatch.setattr(chunked, "CPU_BLOCK_TOKENS", 64)
+    args = operator.example(jax.random.key(0), B=1, T=90, H=1, HV=2, K=4, V=4, dtype=jnp.float64)
+    scaled = "k" if operator is ls.lightnet else "g"
+    args[scaled] = args[scaled] * jnp.repeat(jnp.asarray(strengths), 32)[None, :90, None, None]
+    fields, record = operator.fields(args), operator.recurrence
+    state = jax.tree.map(lambda s: s + 0.5, operator(**args)[1])
+    chunk = lambda xs, state: forms.chunk(record, None, 32, xs, None, state)  # noqa: E731
+    want = with_gradients(lambda xs, state: forms.scan(record, None, xs, None, state), fields, state)
+    assert_close(with_gradients(chunk, fields, state), want, EXACT)
+    assert_close(jax.jit(chunk)(fields, state), want[0], EXACT)
+
+
+def test_forward_alone_blocks_are_smaller(monkeypatch, x64):
+    """Which changes nothing: here one chunk of both heads, where a gradient's forward pass takes four."""
+    monkeypatch.setattr(chunked, "CPU_FORWARD_CHUNKS", 2)
+    args = ls.kda.example(jax.random.key(0), B=1, T=60, H=1, HV=2, K=4, V=4, dtype=jnp.float64)
+    chunk = lambda xs: forms.chunk(ls.kda.recurrence, None, 16, xs, None, jnp.zeros((1, 2, 4, 4)))  # noqa: E731
+    (alone, (kept, _)) = jax.jit(chunk)(args), jax.vjp(chunk, args)
+    assert_close(alone, kept, EXACT)
+    blocks = [Chunked(ls.kda.recurrence, None, 16, args, None, forward_alone=it).blocks for it in (True, False)]
+    assert blocks == [4, 1]
+
+
+@pytest.mark.parametrize("operator", [ls.gla, ls.kda, ls.lightnet], ids=lambda operator: operator.name)
 @pytest.mark.parametrize("strength", [0.1, 1.0, 30.0])
 def test_all_chunks_at_once_choose_how_to_prepare(operator, strength, monkeypatch, x64):
     """Elsewhere than on a CPU all chunks are one block; of 32 tokens, so that every shortcut is worth it."""
-    monkeypatch.setattr(forms, "CPU_BLOCK_TOKENS", 1 << 40)
+    monkeypatch.setattr(chunked, "CPU_BLOCK_TOKENS", 1 << 40)
     args = operator.example(jax.random.key(0), B=1, T=70, H=1, HV=2, K=4, V=4, dtype=jnp.float64)
     scaled = "k" if operator is ls.lightnet else "g"
     args[scaled] = args[scaled] * strength
@@ -359,7 +387,7 @@ def test_all_chunks_at_once_choose_how_to_prepare(operator, strength, monkeypatc
 
 def test_factors_serve_several_runs(monkeypatch, x64):
     """All chunks at once: what `chunk_factors` gives is not made again, and gradients are as without it."""
-    monkeypatch.setattr(forms, "CPU_BLOCK_TOKENS", 1 << 40)
+    monkeypatch.setattr(chunked, "CPU_BLOCK_TOKENS", 1 << 40)
     args = ls.gla.example(jax.random.key(0), B=1, T=20, H=1, HV=2, K=4, V=4, dtype=jnp.float64)
     fields, state = ls.gla.fields(args), ls.gla(**args)[1]
     reset = jnp.zeros((1, 20), bool).at[:, 11].set(True)
@@ -369,12 +397,12 @@ def test_factors_serve_several_runs(monkeypatch, x64):
     want = with_gradients(lambda xs, state: forms.scan(ls.gla.recurrence, None, xs, reset, state), fields, state)
     assert_close(got, want, EXACT)
     np.testing.assert_array_equal(call(fields, reset, state, jax.tree.map(jnp.zeros_like, factors))[1], 0)
-    monkeypatch.setattr(forms, "CPU_BLOCK_TOKENS", 1)  # blocks follow one another
+    monkeypatch.setattr(chunked, "CPU_BLOCK_TOKENS", 1)  # blocks follow one another
     assert forms.chunk_factors(ls.gla.recurrence, None, 8, fields, reset) is None
 
 
 def test_factors_of_several_kinds_stay_inside_their_branch(monkeypatch):
-    monkeypatch.setattr(forms, "CPU_BLOCK_TOKENS", 1 << 40)
+    monkeypatch.setattr(chunked, "CPU_BLOCK_TOKENS", 1 << 40)
     fields = ls.lightnet.fields(ls.lightnet.example(jax.random.key(0), B=1, T=40, H=1, HV=1, K=4, V=4))
     assert forms.chunk_factors(ls.lightnet.recurrence, None, 16, fields, None) is None
 
@@ -465,7 +493,7 @@ def test_aligned_chunks_take_the_short_way(levels, x64):
     anywhere = dataclasses.replace(operator.recurrence, shortcuts=())
     fields = operator.fields(args)
     aligned = operator.recurrence.shortcuts[0].applies
-    chunks = jnp.moveaxis(fields["position"].reshape(2, 5, 8, 4), 2, 3)
+    chunks = fields["position"].reshape(2, 5, 8, 4)
     assert aligned({"position": chunks}) and not aligned({"position": chunks + 1})
     assert not aligned({"position": chunks.at[-1, 0, 0, 3].set(-1)})
     state = Layout(anywhere, fields).zero_state(fields)
