@@ -37,7 +37,6 @@ def scan(
     return layout.merge_heads(state), jnp.moveaxis(layout.merge_heads(o, 2), 0, 1).astype(out_dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def chunk(
     recurrence: Recurrence,
     scale: float | None,
@@ -51,6 +50,18 @@ def chunk(
 
     `factors`, where `chunk_factors` gave any for these inputs, are not made again; gradients are of the inputs alone.
     """
+    if _scans(recurrence):
+        return scan(recurrence, scale, xs, reset, state)
+    return _chunk(recurrence, scale, chunk_size, xs, reset, state, factors)
+
+
+def _scans(recurrence: Recurrence) -> bool:
+    """Whether the token scan is the faster form here."""
+    return recurrence.scans_on_cpu and jax.default_backend() == "cpu"
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _chunk(recurrence, scale, chunk_size, xs, reset, state, factors):
     return Chunked(recurrence, scale, chunk_size, xs, reset, forward_alone=True).forward(state, factors)[0]
 
 
@@ -65,7 +76,7 @@ def _chunk_backward(recurrence, scale, chunk_size, residuals, cotangents):
     return d_xs, None, d_state, None
 
 
-chunk.defvjp(_chunk_forward, _chunk_backward)
+_chunk.defvjp(_chunk_forward, _chunk_backward)
 
 
 def chunk_factors(
@@ -73,6 +84,7 @@ def chunk_factors(
 ) -> Any:
     """The factors of all chunks, for several runs of `chunk` from different states, where `chunk` has them apart.
 
-    None where it does not: where blocks follow one another, or where ways to prepare give factors of different kinds.
+    None where it does not: where blocks follow one another, where ways to prepare give factors of different kinds, or
+    where the token scan is the faster form.
     """
-    return Chunked(recurrence, scale, chunk_size, xs, reset).factors()
+    return None if _scans(recurrence) else Chunked(recurrence, scale, chunk_size, xs, reset).factors()

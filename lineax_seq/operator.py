@@ -356,7 +356,7 @@ def _step(operator: Operator, implementation: str, scale, xs, state):
 def _chunk(operator: Operator, implementation: str, scale, chunk_size: int | None, xs, segment_ids, state):
     fields, reset, state = prepared(operator, xs, resets(segment_ids), state)
     if implementation == "xla":
-        run = functools.partial(forms.chunk, operator.recurrence)
+        run: Callable = functools.partial(forms.chunk, operator.recurrence)
     else:
         run = dispatch.kernel(operator.recurrence, implementation)
     return finished(operator, xs, run(scale, chunk_size, fields, reset, state))

@@ -61,7 +61,7 @@ class Recurrence:
         prepare, advance, readout: the chunk form, see the module's docstring; None takes the derived default.
             `keep` is None or a boolean `[C]`, False where a document starts.
         loops: whether `advance` is a loop over the chunk's tokens.
-        loops_on_cpu: whether the derived chunk form, a loop over tokens, is the faster one there.
+        scans_on_cpu: whether the token scan is the faster form there; then the chunk form is that scan.
         shortcuts: cheaper ways to `prepare` that are exact for some inputs only, the cheapest first. The first that
             applies is taken, decided at run time for each block of chunks.
     """
@@ -81,7 +81,7 @@ class Recurrence:
     readout: Callable[[Any, Any], jax.Array] | None = None
     shortcuts: tuple[Shortcut, ...] = ()
     loops: bool = False
-    loops_on_cpu: bool = False
+    scans_on_cpu: bool = False
 
     @property
     def has_heads(self) -> bool:
@@ -98,25 +98,21 @@ class Recurrence:
 
     @property
     def walks_tokens(self) -> bool:
-        """Whether the chunk form in use here, `chunk_form`, advances token by token."""
-        return self.loops or self._takes_derived
-
-    @property
-    def _takes_derived(self) -> bool:
-        return self.prepare is None or (self.loops_on_cpu and jax.default_backend() == "cpu")
+        """Whether the chunk form advances token by token."""
+        return self.loops or self.prepare is None
 
     def chunk_form(self, shortcut: Shortcut | None = None) -> tuple[Callable, Callable, Callable]:
         """`(prepare, advance, readout)`, derived where not given: the chunk is a scan, and `seen` its outputs."""
-        if not self._takes_derived:
-            prepare = shortcut.prepare if shortcut else self.prepare
-            assert prepare and self.advance and self.readout, f"{self.name}: prepare, advance and readout go together"
+        prepare = shortcut.prepare if shortcut else self.prepare
+        if prepare is not None:
+            assert self.advance and self.readout, f"{self.name}: prepare, advance and readout go together"
             return prepare, self.advance, self.readout
 
         # keep travels as a float so that every factor is differentiable
-        def prepare(x: Inputs, keep: jax.Array | None):
+        def derived_prepare(x: Inputs, keep: jax.Array | None):
             return x, None if keep is None else keep.astype(jnp.float32)
 
-        def advance(factors, state: State):
+        def derived_advance(factors, state: State):
             x, keep = factors
             tokens, shared = ({name: x[name] for name in names} for names in (self.fields, self.parameters))
 
@@ -126,4 +122,4 @@ class Recurrence:
 
             return lax.scan(body, state, (tokens, keep))
 
-        return prepare, advance, lambda factors, seen: seen
+        return derived_prepare, derived_advance, lambda factors, seen: seen

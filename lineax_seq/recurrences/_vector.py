@@ -1,10 +1,9 @@
 """Family: elementwise recurrences. h_t = exp(g_t) h_{t-1} + x_t for vectors [D], or for each channel's states [D, N].
 
-There is no matrix product to gain: the token loop reads and writes everything once, and chunks only bound what the
-backward pass keeps, the states that enter them. On a CPU nothing is faster (T=2048 D=512 float32, two cores, forward
-and forward+backward: token loop 0.6 and 2.4 ms, `lax.associative_scan` 3.3 and 9.8 ms, loop over the tokens of all
-chunks at once 3.0 and 12.6 ms), so VECTOR_DECAY runs its derived chunk form there. Accelerators pay for every turn of a
-loop and scan the chunks in parallel.
+There is no matrix product to gain: the token scan reads and writes everything once, and what its backward pass keeps is
+as large as an input. On a CPU nothing is faster (T=2048 D=512 float32, two cores, forward and forward+backward: scan
+0.6 and 2.4 ms, `lax.associative_scan` 3.3 and 9.8 ms, loop over the tokens of all chunks at once 3.0 and 12.6 ms), so
+VECTOR_DECAY's chunk form is that scan there. Accelerators pay for every turn of a loop and scan the chunks in parallel.
 """
 
 from typing import NamedTuple
@@ -42,7 +41,7 @@ VECTOR_DECAY = Recurrence(
     prepare=_prepare,
     advance=lambda factors, state: (factors.decay[-1] * state + factors.own[-1], None),
     readout=lambda factors, state: factors.own + factors.decay * state,
-    loops_on_cpu=True,
+    scans_on_cpu=True,
 )
 
 

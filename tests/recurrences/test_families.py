@@ -308,12 +308,12 @@ def test_mlstm_with_all_gates_beyond_float_range(log_size):
 
 
 def test_the_parallel_chunks_of_accelerators(x64):
-    """On a CPU the vector family loops; what runs elsewhere is right too."""
-    record = dataclasses.replace(ls.hgrn.recurrence, loops_on_cpu=False)
+    """On a CPU the vector family scans tokens; what runs elsewhere is right too."""
+    record = dataclasses.replace(ls.hgrn.recurrence, scans_on_cpu=False)
     args = example(ls.hgrn)
     state = jax.random.normal(jax.random.key(1), (2, 5))
     starts = jnp.zeros((2, T), bool).at[:, jnp.asarray(STARTS)].set(True)
-    assert record.chunk_form()[0] is record.prepare and ls.hgrn.recurrence.chunk_form()[0] is not record.prepare
+    assert not forms._scans(record) and forms._scans(ls.hgrn.recurrence)
     for reset in (None, starts):
         parallel = lambda args, state: forms.chunk(record, None, 8, args, reset, state)  # noqa: B023, E731
         loop = lambda args, state: forms.scan(record, None, args, reset, state)  # noqa: B023, E731
