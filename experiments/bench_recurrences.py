@@ -5,10 +5,10 @@ Each candidate first has to agree with our token scan; then all candidates of a 
 the minimum over rounds and sweeps counts, so that a noisy machine disturbs them alike. Results: a table, one JSON line
 per candidate, length and pass, and a plot of time over T.
 
-Expected: forward the chunk form is 1.1 to 2.6 times as fast as the token scan for recurrences with a matrix state
-(`rwkv7` 0.8 to 0.9), forward+backward 8 times and more; softmax attention falls behind before T = 2,048.
-Measured: `experiments/measured/bench_recurrences.jsonl`; two cores of an AMD EPYC (Zen 4), jax 0.12.0.1. Since then the
-chunk form became 1.1 to 1.3 times as fast (README).
+Expected: forward the chunk form is 1.6 to 3 times as fast as the token scan for recurrences with a matrix state,
+forward+backward 10 times and more (`mamba` 2); softmax attention falls behind before T = 512 (`gated_delta_product`
+before 2,048).
+Measured: `experiments/measured/bench_recurrences.jsonl`; two cores of an AMD EPYC (Zen 5), jax 0.12.0.1.
 """
 
 import dataclasses
