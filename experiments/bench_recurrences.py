@@ -6,8 +6,8 @@ the minimum over rounds and sweeps counts, so that a noisy machine disturbs them
 per candidate, length and pass, and a plot of time over T.
 
 Expected: forward the chunk form is 1.6 to 3 times as fast as the token scan for recurrences with a matrix state,
-forward+backward 10 times and more (`mamba` 2); softmax attention falls behind before T = 512 (`gated_delta_product`
-before 2,048).
+forward+backward nearly 10 times and more (`mamba` 2); softmax attention falls behind before T = 512
+(`gated_delta_product` before 2,048).
 Measured: `experiments/measured/bench_recurrences.jsonl`; two cores of an AMD EPYC (Zen 5), jax 0.12.0.1.
 """
 

@@ -18,14 +18,14 @@ from .layout import Layout, MappedChunk, pad_time
 from .recurrence import Shortcut
 from .typing import Inputs, State
 
-# Tokens of all sequences and heads that a block holds on a CPU, where its arrays should stay in cache. Forward alone
-# twice as many are as fast; backward the memory of a call then exceeds what malloc keeps (32 MB), and touching fresh
-# pages costs a quarter of the time. Accelerators take all chunks at once: they want the parallelism.
+# Tokens of all sequences and heads that a block holds on a CPU, where its arrays should stay in cache. Backward with
+# twice as many, the memory of a call exceeds what malloc keeps (32 MB), and touching fresh pages costs a quarter of the
+# time. Accelerators take all chunks at once: they want the parallelism.
 CPU_BLOCK_TOKENS: int = 1024
 # And its chunks at most. They are walked without a loop: one would copy the state at every step, and fill the arrays
 # that it stacks results in with zeros first. Programs grow with it.
 CPU_BLOCK_CHUNKS: int = 8
-# Forward alone, chunks of all sequences and heads: more of them do not make their products faster.
+# Forward alone, chunks of all sequences and heads: more of them do not make their products faster, and leave the cache.
 CPU_FORWARD_CHUNKS: int = 16
 
 
@@ -76,10 +76,10 @@ class Chunked:
         split = lambda x: x.reshape(x.shape[0], self.blocks, self.chunks, self.chunk_size, *x.shape[2:])  # noqa: E731
         return jax.vmap(shortcut.applies, 1)(jax.tree.map(split, fields))
 
-    def _decided(self) -> jax.Array:
-        """Which of the forms is the first that applies, for each block."""
-        applies = [self._applies(shortcut) for shortcut in self.shortcuts]
-        return jnp.argmax(jnp.stack([*applies, jnp.ones(self.blocks, bool)]), axis=0)
+    def _decided(self, *known: jax.Array) -> jax.Array:
+        """Which of the forms is the first that applies, for each block; `known`: whether the first ones do."""
+        others = [self._applies(shortcut) for shortcut in self.shortcuts[len(known) :]]
+        return jnp.argmax(jnp.stack([*known, *others, jnp.ones(self.blocks, bool)]), axis=0)
 
     def _deciding(self, keep: jax.Array | None) -> MappedChunk:
         """The form in whose `prepare_all` alone the forms differ."""
@@ -204,7 +204,7 @@ class Chunked:
             return self._loop(block, carry, rows, reverse)
 
         def choosing(carry):
-            decisions = self._decided()
+            decisions = self._decided(first)
             return loop(carry, lambda carry, index, *row: lax.switch(decisions[index], blocks, carry, index, *row))
 
         blocks = [functools.partial(block, form) for form in self.forms]
@@ -212,10 +212,10 @@ class Chunked:
             return loop(carry, blocks[-1])
         if self._prepares_apart():
             return loop(carry, functools.partial(block, self._deciding))
+        first = self._applies(self.shortcuts[0])
         if self.blocks == 1:
             return choosing(carry)
-        all_first = self._applies(self.shortcuts[0]).all()
-        return lax.cond(all_first, functools.partial(loop, block=blocks[0]), choosing, carry)
+        return lax.cond(first.all(), functools.partial(loop, block=blocks[0]), choosing, carry)
 
     def _loop(self, block: Callable, carry, rows, reverse: bool):
         """A single block needs no loop."""

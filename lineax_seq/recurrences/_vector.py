@@ -1,8 +1,8 @@
 """Family: elementwise recurrences. h_t = exp(g_t) h_{t-1} + x_t for vectors [D], or for each channel's states [D, N].
 
 There is no matrix product to gain: the token scan reads and writes everything once, and what its backward pass keeps is
-as large as an input. On a CPU nothing is faster (T=2048 D=512 float32, two cores, forward and forward+backward: scan
-0.6 and 2.4 ms, `lax.associative_scan` 3.3 and 9.8 ms, loop over the tokens of all chunks at once 3.0 and 12.6 ms), so
+as large as an input. On a CPU nothing is faster (T=2048 D=512 float32, two cores of a Zen 5, forward and
+forward+backward: scan 0.5 and 1.4 ms, chunk by chunk 1.0 and 3.3 ms, `lax.associative_scan` 1.1 and 2.8 ms), so
 VECTOR_DECAY's chunk form is that scan there. Accelerators pay for every turn of a loop and scan the chunks in parallel.
 """
 
