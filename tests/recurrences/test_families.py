@@ -357,6 +357,8 @@ def test_every_block_chooses_how_to_prepare(operator, strengths, monkeypatch, x6
     want = with_gradients(lambda xs, state: forms.scan(record, None, xs, None, state), fields, state)
     assert_close(with_gradients(chunk, fields, state), want, EXACT)
     assert_close(jax.jit(chunk)(fields, state), want[0], EXACT)
+    call = Chunked(record, None, 32, fields, None)
+    np.testing.assert_array_equal(call._decided(call._applies(call.shortcuts[0])), call._decided())
 
 
 def test_forward_alone_blocks_are_smaller(monkeypatch, x64):
