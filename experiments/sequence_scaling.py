@@ -51,7 +51,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from tqdm import tqdm
 
 import lineax_seq as ls
-from lineax_seq import chunked
+from lineax_seq.core import chunked
 from lineax_seq.parallel.cost import Link
 
 RECURRENT = {"lasp-2": "all_gather", "lasp-1": "ring", "tree": "tree", "all-scan": "all_scan"}

@@ -5,8 +5,8 @@
 """
 
 from . import parallel as parallel
-from .operator import Operator as Operator
-from .recurrence import Recurrence as Recurrence
+from .core.operator import Operator as Operator
+from .core.recurrence import Recurrence as Recurrence
 from .recurrences import (
     RECURRENCES as RECURRENCES,
     delta_rule as delta_rule,

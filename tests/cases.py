@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lineax_seq as ls
-from lineax_seq import forms
+from lineax_seq.core import forms
 
 CHUNK = 16
 SIZES = dict(B=2, T=2 * CHUNK + 5, H=2, HV=4, K=8, V=16, D=8, N=4, L=7)

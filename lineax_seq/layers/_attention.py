@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from .. import checks, parallel
+from .. import parallel
+from ..core import checks
 from ._attention_core import causal_attention
 from ._check import check_lengths, check_positive, check_tokens
 from ._dense import dense

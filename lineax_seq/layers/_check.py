@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import jax.numpy as jnp
 
-from ..checks import nearest
+from ..core.checks import nearest
 
 
 def unknown_name(caller: str, what: str, got: str, known: Iterable[str]) -> ValueError:

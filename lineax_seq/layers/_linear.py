@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..operator import Operator
+from ..core.operator import Operator
 from ._check import check_lengths, check_positive, check_tokens
 from ._conv import ShortConv
 

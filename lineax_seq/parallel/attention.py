@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .. import checks
+from ..core import checks
 from . import _softmax
 from ._softmax import Places
 from .halo import run_ids

@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
-from ..checks import nearest
+from ..core.checks import nearest
 
 PyTree = Any
 AXES = ("data", "fsdp", "tensor", "seq")

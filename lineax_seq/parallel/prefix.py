@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..monoid import Monoid
-from ..typing import State, Summary
+from ..core.monoid import Monoid
+from ..core.typing import State, Summary
 from .cost import blocks as pipeline_blocks
 
 

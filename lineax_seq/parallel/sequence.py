@@ -30,12 +30,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from .. import checks, dispatch, forms
-from ..layout import Layout
-from ..monoid import Monoid, Segmented, segmented
-from ..operator import Call, Operator, finished, prepared, resets
-from ..recurrence import Recurrence
-from ..typing import Inputs, State, Summary
+from ..core import checks, dispatch, forms
+from ..core.layout import Layout
+from ..core.monoid import Monoid, Segmented, segmented
+from ..core.operator import Call, Operator, finished, prepared, resets
+from ..core.recurrence import Recurrence
+from ..core.typing import Inputs, State, Summary
 from . import cost, prefix
 from .prefix import Axis
 from .summary import Adjoint, adjoint_monoid, mapped, shard_summary, zero_state

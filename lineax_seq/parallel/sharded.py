@@ -8,8 +8,8 @@ import jax
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
-from .. import checks, dispatch
-from ..operator import Call, Operator
+from ..core import checks, dispatch
+from ..core.operator import Call, Operator
 from . import sequence
 from .prefix import STRATEGIES
 

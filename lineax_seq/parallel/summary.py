@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..layout import Layout
-from ..monoid import Monoid, Segmented
-from ..recurrence import Recurrence
-from ..typing import Inputs, State, Summary
+from ..core.layout import Layout
+from ..core.monoid import Monoid, Segmented
+from ..core.recurrence import Recurrence
+from ..core.typing import Inputs, State, Summary
 from . import prefix
 from .varying import vary, varying
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from .. import forms
-from ..layout import compute_dtype
-from ..recurrence import Recurrence
-from ..typing import Inputs
+from ..core import forms
+from ..core.layout import compute_dtype
+from ..core.recurrence import Recurrence
+from ..core.typing import Inputs
 from ._scalar import NO_DECAY
 
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..monoid import DENSE, Affine
-from ..recurrence import Recurrence
-from ..typing import Inputs
+from ..core.monoid import DENSE, Affine
+from ..core.recurrence import Recurrence
+from ..core.typing import Inputs
 from . import _decay, _diagonal, _scalar
 from ._products import columns, gram, inner, product
 from ._triangular import unit_lower_solve

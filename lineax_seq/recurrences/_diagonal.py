@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..monoid import DECAY, Affine
-from ..recurrence import Recurrence, Shortcut
-from ..typing import Inputs
+from ..core.monoid import DECAY, Affine
+from ..core.recurrence import Recurrence, Shortcut
+from ..core.typing import Inputs
 from . import _decay, _scalar
 from ._products import inner, outer, product
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..monoid import Monoid, long_sum
-from ..recurrence import Recurrence
-from ..typing import Inputs
+from ..core.monoid import Monoid, long_sum
+from ..core.recurrence import Recurrence
+from ..core.typing import Inputs
 from . import _decay, _scalar
 from ._products import inner, outer, product
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..monoid import DECAY, Affine
-from ..recurrence import Recurrence
-from ..typing import Inputs
+from ..core.monoid import DECAY, Affine
+from ..core.recurrence import Recurrence
+from ..core.typing import Inputs
 from . import _decay
 from ._products import inner, outer, product
 

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..monoid import DECAY, Affine
-from ..recurrence import Recurrence
-from ..typing import Inputs
+from ..core.monoid import DECAY, Affine
+from ..core.recurrence import Recurrence
+from ..core.typing import Inputs
 
 
 class Factors(NamedTuple):

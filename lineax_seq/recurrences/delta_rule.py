@@ -6,8 +6,8 @@ keeps it from growing.
 Source: Schlag et al. 2021, arXiv:2102.11174, eq. 24; chunk form Yang et al. 2024, arXiv:2406.06484, section 3.
 """
 
-from ..arguments import QUERIES, RATES, UNIT_KEYS, VALUES
-from ..operator import Operator
+from ..core.arguments import QUERIES, RATES, UNIT_KEYS, VALUES
+from ..core.operator import Operator
 from ._delta import DELTA
 
 delta_rule = Operator(

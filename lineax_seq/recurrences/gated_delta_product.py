@@ -12,8 +12,8 @@ Source: Siems et al. 2025 (DeltaProduct), arXiv:2502.10297, section 3; the gate 
 import jax
 import jax.numpy as jnp
 
-from ..arguments import HEAD_DECAYS, QUERIES, VALUES, Argument, unit, wide_rate
-from ..operator import Operator
+from ..core.arguments import HEAD_DECAYS, QUERIES, VALUES, Argument, unit, wide_rate
+from ..core.operator import Operator
 from ._delta import DELTA_SCALAR_DECAY
 
 

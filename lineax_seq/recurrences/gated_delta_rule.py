@@ -5,8 +5,8 @@ g is the natural log of the head's decay, <= 0. Keys are the caller's to normali
 Source: Yang et al. 2024, arXiv:2412.06464, eq. 10 (our exp g is their alpha).
 """
 
-from ..arguments import HEAD_DECAYS, QUERIES, RATES, UNIT_KEYS, VALUES
-from ..operator import Operator
+from ..core.arguments import HEAD_DECAYS, QUERIES, RATES, UNIT_KEYS, VALUES
+from ..core.operator import Operator
 from ._delta import DELTA_SCALAR_DECAY
 
 gated_delta_rule = Operator(

@@ -8,8 +8,8 @@ Source: Hatamizadeh et al. 2026 (Gated DeltaNet-2), arXiv:2605.22791, the Gated 
 the diagonal of their D).
 """
 
-from ..arguments import CHANNEL_DECAYS, QUERIES, UNIT_KEYS, VALUES, Argument, rate
-from ..operator import Operator
+from ..core.arguments import CHANNEL_DECAYS, QUERIES, UNIT_KEYS, VALUES, Argument, rate
+from ..core.operator import Operator
 from ._delta import DELTA_CHANNEL_GATES
 
 gdn2 = Operator(

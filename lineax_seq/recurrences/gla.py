@@ -5,8 +5,8 @@ g is the natural log of the decay of each key channel, <= 0.
 Source: Yang et al. 2023, arXiv:2312.06635, eq. 3 (our g is the log of their alpha).
 """
 
-from ..arguments import CHANNEL_DECAYS, KEYS, QUERIES, VALUES
-from ..operator import Operator
+from ..core.arguments import CHANNEL_DECAYS, KEYS, QUERIES, VALUES
+from ..core.operator import Operator
 from ._diagonal import DIAGONAL_DECAY
 
 gla = Operator(

@@ -6,8 +6,8 @@ elementwise recurrence.
 Source: Qin et al. 2023, arXiv:2311.04823, section 3 (our exp g is their forget gate; real-valued).
 """
 
-from ..arguments import Argument, log_decay
-from ..operator import Operator
+from ..core.arguments import Argument, log_decay
+from ..core.operator import Operator
 from ._vector import VECTOR_DECAY
 
 hgrn = Operator(

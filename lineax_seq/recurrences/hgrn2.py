@@ -9,9 +9,9 @@ Source: Qin et al. 2024, arXiv:2404.07904, section 3 (our exp g is their forget 
 import jax
 import jax.numpy as jnp
 
-from ..arguments import QUERIES, VALUES, Argument, log_decay
-from ..layout import compute_dtype
-from ..operator import Operator
+from ..core.arguments import QUERIES, VALUES, Argument, log_decay
+from ..core.layout import compute_dtype
+from ..core.operator import Operator
 from ._diagonal import DIAGONAL_DECAY
 
 

@@ -5,8 +5,8 @@ The gated delta rule with one decay per key channel: g is its natural log, <= 0.
 Source: Kimi Team 2025 (Kimi Linear), arXiv:2510.26692, section 3 (our exp g is their alpha).
 """
 
-from ..arguments import CHANNEL_DECAYS, QUERIES, RATES, UNIT_KEYS, VALUES
-from ..operator import Operator
+from ..core.arguments import CHANNEL_DECAYS, QUERIES, RATES, UNIT_KEYS, VALUES
+from ..core.operator import Operator
 from ._delta import DELTA_DIAGONAL_DECAY
 
 kda = Operator(

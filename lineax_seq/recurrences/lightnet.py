@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..arguments import KEYS, QUERIES, VALUES
-from ..layout import compute_dtype
-from ..monoid import Monoid
-from ..operator import Operator
-from ..recurrence import Recurrence, Shortcut
-from ..typing import Inputs
+from ..core.arguments import KEYS, QUERIES, VALUES
+from ..core.layout import compute_dtype
+from ..core.monoid import Monoid
+from ..core.operator import Operator
+from ..core.recurrence import Recurrence, Shortcut
+from ..core.typing import Inputs
 from . import _decay, _scalar
 from ._bidirectional import undecayed
 from ._normalised import EMPTY

@@ -11,9 +11,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ..arguments import KEYS, QUERIES, VALUES, Argument
-from ..layout import compute_dtype
-from ..operator import Operator
+from ..core.arguments import KEYS, QUERIES, VALUES, Argument
+from ..core.layout import compute_dtype
+from ..core.operator import Operator
 from ._bidirectional import both_ways
 from ._scalar import SCALAR_DECAY
 

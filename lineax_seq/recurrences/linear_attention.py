@@ -6,8 +6,8 @@ Source: Katharopoulos et al. 2020, arXiv:2006.16236, eq. 9-12 without the normal
 (NormAttention).
 """
 
-from ..arguments import KEYS, QUERIES, VALUES
-from ..operator import Operator
+from ..core.arguments import KEYS, QUERIES, VALUES
+from ..core.operator import Operator
 from ._bidirectional import undecayed
 from ._scalar import NO_DECAY
 

@@ -17,12 +17,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..arguments import HEAD_DECAYS, KEYS, QUERIES, VALUES, Argument
-from ..layout import compute_dtype
-from ..monoid import Monoid, long_sum
-from ..operator import Operator
-from ..recurrence import Recurrence, Shortcut
-from ..typing import Inputs
+from ..core.arguments import HEAD_DECAYS, KEYS, QUERIES, VALUES, Argument
+from ..core.layout import compute_dtype
+from ..core.monoid import Monoid, long_sum
+from ..core.operator import Operator
+from ..core.recurrence import Recurrence, Shortcut
+from ..core.typing import Inputs
 from . import _decay
 from ._products import inner, outer
 

@@ -11,8 +11,8 @@ Source: Gu & Dao 2023, arXiv:2312.00752, eq. 2a and algorithm 2 (B discretised a
 import jax
 import jax.numpy as jnp
 
-from ..arguments import Argument, step_size
-from ..operator import Operator
+from ..core.arguments import Argument, step_size
+from ..core.operator import Operator
 from ._skip import skip
 from ._vector import SELECTIVE
 

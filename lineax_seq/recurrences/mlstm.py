@@ -8,8 +8,8 @@ depends on the true state only, such as the outputs.
 Source: Beck et al. 2024 (xLSTM), arXiv:2405.04517, section 2.3, stabilised as in eq. 15.
 """
 
-from ..arguments import HEAD_DECAYS, KEYS, QUERIES, VALUES, Argument
-from ..operator import Operator
+from ..core.arguments import HEAD_DECAYS, KEYS, QUERIES, VALUES, Argument
+from ..core.operator import Operator
 from ._normalised import STABILISED
 
 mlstm = Operator(

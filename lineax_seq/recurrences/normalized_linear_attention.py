@@ -10,9 +10,9 @@ Source: Katharopoulos et al. 2020, arXiv:2006.16236, eq. 9-12; T2R arXiv:2103.13
 import jax
 import jax.numpy as jnp
 
-from ..arguments import VALUES, Argument
-from ..layout import compute_dtype
-from ..operator import Operator
+from ..core.arguments import VALUES, Argument
+from ..core.layout import compute_dtype
+from ..core.operator import Operator
 from . import _normalised
 from ._bidirectional import undecayed
 

@@ -6,9 +6,9 @@ Source: Sun et al. 2023 (RetNet), arXiv:2307.08621, eq. 5-7 and the decays of se
 import jax
 import jax.numpy as jnp
 
-from ..arguments import KEYS, QUERIES, VALUES
-from ..layout import compute_dtype
-from ..operator import Operator
+from ..core.arguments import KEYS, QUERIES, VALUES
+from ..core.layout import compute_dtype
+from ..core.operator import Operator
 from ._bidirectional import both_ways
 from ._scalar import SCALAR_DECAY
 

@@ -12,9 +12,9 @@ Source: De et al. 2024 (Griffin), arXiv:2402.19427, eq. 1-4 (our softplus(Lambda
 import jax
 import jax.numpy as jnp
 
-from ..arguments import Argument, rate
-from ..layout import compute_dtype
-from ..operator import Operator
+from ..core.arguments import Argument, rate
+from ..core.layout import compute_dtype
+from ..core.operator import Operator
 from ._vector import VECTOR_DECAY
 
 LOG_DECAY_SCALE = -8.0

@@ -9,11 +9,11 @@ Source: Peng et al. 2024 (Eagle and Finch), arXiv:2404.05892, the WKV recurrence
 import jax
 import jax.numpy as jnp
 
-from ..arguments import CHANNEL_DECAYS, KEYS, QUERIES, VALUES, Argument
-from ..monoid import DECAY
-from ..operator import Operator
-from ..recurrence import Recurrence
-from ..typing import Inputs
+from ..core.arguments import CHANNEL_DECAYS, KEYS, QUERIES, VALUES, Argument
+from ..core.monoid import DECAY
+from ..core.operator import Operator
+from ..core.recurrence import Recurrence
+from ..core.typing import Inputs
 from . import _decay, _diagonal, _scalar
 
 

@@ -18,11 +18,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..arguments import CHANNEL_DECAYS, KEYS, QUERIES, VALUES, Argument, rate, unit
-from ..monoid import DENSE, Affine
-from ..operator import Operator
-from ..recurrence import Recurrence
-from ..typing import Inputs
+from ..core.arguments import CHANNEL_DECAYS, KEYS, QUERIES, VALUES, Argument, rate, unit
+from ..core.monoid import DENSE, Affine
+from ..core.operator import Operator
+from ..core.recurrence import Recurrence
+from ..core.typing import Inputs
 from . import _decay, _diagonal, _scalar
 from ._products import columns, product
 from ._triangular import unit_lower_solve

@@ -5,8 +5,8 @@ g is the natural log of the decay, <= 0. The core of Mamba-2 (q = C, k = B, v = 
 Source: Dao & Gu 2024, arXiv:2405.21060, section 5 and 6 (scalar-identity SSD).
 """
 
-from ..arguments import HEAD_DECAYS, KEYS, QUERIES, VALUES
-from ..operator import Operator
+from ..core.arguments import HEAD_DECAYS, KEYS, QUERIES, VALUES
+from ..core.operator import Operator
 from ._bidirectional import both_ways
 from ._scalar import SCALAR_DECAY
 

@@ -8,9 +8,9 @@ Source: Dao & Gu 2024, arXiv:2405.21060, eq. 1 with a scalar times the identity 
 
 import jax
 
-from ..arguments import Argument, step_size
-from ..layout import compute_dtype
-from ..operator import Operator
+from ..core.arguments import Argument, step_size
+from ..core.layout import compute_dtype
+from ..core.operator import Operator
 from ._scalar import SCALAR_DECAY
 from ._skip import skip
 

@@ -14,7 +14,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 import lineax_seq as ls
-from lineax_seq import chunked
+from lineax_seq.core import chunked
 
 SHARD = 1024
 chunked.CPU_BLOCK_TOKENS = 1 << 40  # the platform that traces is a CPU; the one that runs takes all chunks at once

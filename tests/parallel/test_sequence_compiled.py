@@ -17,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from tolerances import GRADIENTS, OUTPUTS, assert_close
 
 import lineax_seq as ls
-from lineax_seq import chunked
+from lineax_seq.core import chunked
 
 SIZES = dict(B=1, H=2, HV=2, K=16, V=16, D=32, N=4, L=14)
 COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|collective-permute|reduce-scatter|all-to-all)(?:-start)?\(")

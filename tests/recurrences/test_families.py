@@ -11,9 +11,9 @@ from cases import CHUNK, Case, evaluate, reference
 from tolerances import GRADIENTS, OUTPUTS, assert_close
 
 import lineax_seq as ls
-from lineax_seq import chunked, forms
-from lineax_seq.chunked import Chunked
-from lineax_seq.layout import Layout
+from lineax_seq.core import chunked, forms
+from lineax_seq.core.chunked import Chunked
+from lineax_seq.core.layout import Layout
 
 KINDS = ("simple_gla", "gated_delta_rule", "rwkv7", "mlstm", "mamba")  # of walks; the others under `slow`
 EXACT = OUTPUTS["float64"]

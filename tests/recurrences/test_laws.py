@@ -10,9 +10,9 @@ from cases import CHUNK, SIZES, Case, chunked, evaluate, reference
 from tolerances import GRADIENTS, OUTPUTS, assert_close, relative_rms
 
 import lineax_seq as ls
-from lineax_seq import monoid, operator as operator_module
-from lineax_seq.arguments import rate, wide_rate
-from lineax_seq.monoid import Segmented
+from lineax_seq.core import monoid, operator as operator_module
+from lineax_seq.core.arguments import rate, wide_rate
+from lineax_seq.core.monoid import Segmented
 
 every_recurrence = pytest.mark.parametrize("operator", ls.RECURRENCES.values(), ids=ls.RECURRENCES.keys())
 DOCUMENTS = (5, CHUNK, 2 * CHUNK - 1)

@@ -173,7 +173,7 @@ class Operator:
         call = self.checked(args, kwargs)
         options, block_size = call.options, call.options["block_size"]
         if options["axis_name"] is not None:
-            from .parallel import sequence
+            from ..parallel import sequence
 
             run = lambda name: sequence.on_shard(self, name, call)  # noqa: E731
         elif not options["causal"] or block_size is not None:

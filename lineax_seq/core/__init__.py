@@ -1,0 +1,1 @@
+"""The law of linear recurrences and the forms that follow from it; see `docs/design`."""
