@@ -1,11 +1,13 @@
-"""One call of the chunk form: blocks of chunks, the state carried over them, and the way back.
+"""The chunk form of one call: groups of chunks, the state carried over them, and the way back.
 
-Inside a block everything that does not need the state is computed for all its chunks at once, then a walk carries the
-state over them. The backward pass keeps the inputs and the states that enter the blocks, and goes over these from right
-to left: it recomputes the block's factors, pulls back through its walk and through `prepare`. Where all chunks are one
-block, as on accelerators, or a chunk is a loop over its tokens, it keeps the states that enter the chunks instead.
+Everything that does not need the state is computed for all chunks of a group at once; then a walk carries the state
+over them, and the outputs follow for all chunks at once again. The backward pass goes over the groups from right to
+left. It computes a group's factors anew, walks it from the state that entered it (or takes the states that entered its
+chunks, where the forward pass kept them), and carries only the state's gradient from chunk to chunk; what the factors
+get of it, all chunks get at once.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -14,218 +16,263 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .layout import Layout, MappedChunk, pad_time
-from .recurrence import Shortcut
+from .layout import MappedForm, Layout, pad_time
+from .recurrence import Form, Recurrence
+from .target import Target
 from .typing import Inputs, State
 
-# Tokens of all sequences and heads that a block holds on a CPU, where its arrays should stay in cache. Backward with
-# twice as many, the memory of a call exceeds what malloc keeps (32 MB), and touching fresh pages costs a quarter of the
-# time. Accelerators take all chunks at once: they want the parallelism.
-CPU_BLOCK_TOKENS: int = 1024
-# And its chunks at most. They are walked without a loop: one would copy the state at every step, and fill the arrays
-# that it stacks results in with zeros first. Programs grow with it.
-CPU_BLOCK_CHUNKS: int = 8
-# Forward alone, chunks of all sequences and heads: more of them do not make their products faster, and leave the cache.
-CPU_FORWARD_CHUNKS: int = 16
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How one call is cut.
+
+    Attributes:
+        layout: where batch, heads and time stand.
+        scale: multiplies the field q, or None.
+        chunk_size: C.
+        groups: how many there are, one after the other.
+        chunks: N, of each sequence in a group.
+        keeps_entries: whether the forward pass keeps the states that enter chunks, or only those that enter groups.
+        forward_alone: whether nothing is kept for a backward pass.
+    """
+
+    layout: Layout
+    scale: float | None
+    chunk_size: int
+    groups: int
+    chunks: int
+    keeps_entries: bool
+    forward_alone: bool
+
+    @property
+    def recurrence(self) -> Recurrence:
+        return self.layout.recurrence
+
+    @property
+    def group_tokens(self) -> int:
+        return self.chunks * self.chunk_size
+
+    @property
+    def padded_length(self) -> int:
+        return self.groups * self.group_tokens
+
+    def unroll(self, form: MappedForm) -> int:
+        """Chunks that the walk takes without a loop: see `target.CPU_GROUPS`."""
+        return 1 if self.keeps_entries or form.walks_tokens else self.chunks
 
 
-class Chunked:
-    """One call of the chunk form: its layout and its blocks."""
+def plan(
+    recurrence: Recurrence,
+    scale: float | None,
+    chunk_size: int,
+    target: Target,
+    xs: Inputs,
+    forward_alone: bool = False,
+) -> Plan:
+    """The plan for fields `xs [B, T, heads, ...]`. A symbolic batch counts as one sequence."""
+    layout = Layout.of(recurrence, xs)
+    heads = xs[recurrence.output_field].shape[2] if recurrence.has_heads else 1
+    sequences = heads * (layout.batch if isinstance(layout.batch, int) else 1)
+    chunks = -(-layout.length // chunk_size)
+    at_once = target.groups.chunks_at_once(sequences, chunk_size, forward_alone)
+    groups = -(-chunks // at_once)
+    walks_tokens = recurrence.form.walks_tokens and recurrence.special is None
+    keeps = target.groups.keep_entries or walks_tokens
+    return Plan(layout, scale, chunk_size, groups, -(-chunks // groups), keeps, forward_alone)
 
-    def __init__(self, recurrence, scale, chunk_size, xs, reset, forward_alone: bool = False):
-        self.recurrence, self.scale, self.chunk_size = recurrence, scale, chunk_size
-        self.forward_alone = forward_alone
-        self.layout = Layout(recurrence, xs)
-        self.dtypes = {name: x.dtype for name, x in xs.items()}
-        chunks = -(-self.layout.length // chunk_size)
-        rows = self.layout.batch * (xs[recurrence.output_field].shape[2] if recurrence.has_heads else 1)
-        on_cpu = jax.default_backend() == "cpu"
-        most = CPU_BLOCK_TOKENS // (rows * chunk_size) if on_cpu else self.layout.length
-        self.at_once = most >= self.layout.length
-        self.keeps_entries = self.at_once or recurrence.walks_tokens
-        if not self.keeps_entries:
-            most = min(most, CPU_BLOCK_CHUNKS, CPU_FORWARD_CHUNKS // rows if forward_alone else most)
-        self.blocks = -(-chunks // max(1, most))
-        self.chunks = -(-chunks // self.blocks)  # of a block
-        self.unroll = 1 if self.keeps_entries else self.chunks
-        padded = self.blocks * self.chunks * chunk_size
-        pad = lambda name, x: pad_time(x, padded, recurrence.padding.get(name, 0))  # noqa: E731
-        self.xs = {name: pad(name, x) if name in recurrence.fields else x for name, x in xs.items()}
-        self.keep = None if reset is None else ~pad_time(reset, padded)
-        self.shortcuts = [s for s in recurrence.shortcuts if chunk_size > s.longer_than]
-        self.forms = [functools.partial(MappedChunk, self.layout, shortcut) for shortcut in (*self.shortcuts, None)]
 
-    def _time(self, x: jax.Array, block: jax.Array) -> jax.Array:
-        size = self.chunks * self.chunk_size
-        return x if self.blocks == 1 else lax.dynamic_slice_in_dim(x, block * size, size, axis=1)
+class Cut:
+    """The inputs of a call, padded and ready to be read group by group."""
 
-    def _inputs(self, block: jax.Array) -> tuple[Inputs, jax.Array | None]:
-        """The block's fields `[N, B, H, (n,) C, ...]` with the parameters, and its `keep [N, B, C]`."""
-        part = {name: self._time(x, block) if name in self.recurrence.fields else x for name, x in self.xs.items()}
-        part = self.layout.computed(part, self.scale)
-        x = {name: self.layout.chunks_first(name, part[name], self.chunk_size) for name in self.recurrence.fields}
+    def __init__(self, plan: Plan, xs: Inputs, reset: jax.Array | None):
+        fields, padding, length = plan.recurrence.fields, plan.recurrence.padding, plan.padded_length
+        self.plan, self.dtypes = plan, {name: x.dtype for name, x in xs.items()}
+        self.xs = {n: pad_time(x, length, padding.get(n, 0)) if n in fields else x for n, x in xs.items()}
+        self.keep = None if reset is None else ~pad_time(reset, length)
+        decide = plan.recurrence.decide
+        self.decisions = None if decide is None else self.holds(decide)
+
+    def time(self, x: jax.Array, group: jax.Array) -> jax.Array:
+        """The group's tokens of `x [B, T, ...]`."""
+        size = self.plan.group_tokens
+        return x if self.plan.groups == 1 else lax.dynamic_slice_in_dim(x, group * size, size, axis=1)
+
+    def inputs(self, group: jax.Array) -> tuple[Inputs, jax.Array | None]:
+        """The group's fields `[N, B, H, (n,) C, ...]` with the parameters, and its `keep [N, B, C]`."""
+        plan, layout, fields = self.plan, self.plan.layout, self.plan.recurrence.fields
+        part = {name: self.time(x, group) if name in fields else x for name, x in self.xs.items()}
+        part = layout.computed(part, plan.scale)
+        x = {name: layout.chunks_first(name, part[name], plan.chunk_size) for name in fields}
         keep = self.keep
         if keep is not None:
-            keep = self._time(keep, block)
-            keep = jnp.moveaxis(keep.reshape(keep.shape[0], self.chunks, self.chunk_size), 1, 0)
-        return x | self.layout.parameters(part), keep
+            keep = self.time(keep, group)
+            keep = jnp.moveaxis(keep.reshape(keep.shape[0], plan.chunks, plan.chunk_size), 1, 0)
+        return x | layout.parameters(part), keep
 
-    def _applies(self, shortcut: Shortcut) -> jax.Array:
-        """Whether the shortcut applies, for each block."""
-        fields = {name: x for name, x in self.layout.computed(self.xs, None).items() if name in self.recurrence.fields}
-        split = lambda x: x.reshape(x.shape[0], self.blocks, self.chunks, self.chunk_size, *x.shape[2:])  # noqa: E731
-        return jax.vmap(shortcut.applies, 1)(jax.tree.map(split, fields))
+    def holds(self, question: Callable[[Inputs], jax.Array]) -> jax.Array:
+        """`question` of every group's fields `[B, N, C, heads, ...]`: bool `[groups]`."""
+        plan = self.plan
+        computed = plan.layout.computed(self.xs, None)
+        shape = (plan.groups, plan.chunks, plan.chunk_size)
+        split = {n: computed[n].reshape(-1, *shape, *computed[n].shape[2:]) for n in plan.recurrence.fields}
+        return jax.vmap(question, 1)(split)
 
-    def _decided(self, *known: jax.Array) -> jax.Array:
-        """Which of the forms is the first that applies, for each block; `known`: whether the first ones do."""
-        others = [self._applies(shortcut) for shortcut in self.shortcuts[len(known) :]]
-        return jnp.argmax(jnp.stack([*known, *others, jnp.ones(self.blocks, bool)]), axis=0)
-
-    def _deciding(self, keep: jax.Array | None) -> MappedChunk:
-        """The form in whose `prepare_all` alone the forms differ."""
-        form, prepares = self.forms[-1](keep), [form(keep).prepare_all for form in self.forms]
-        form.prepare_all = lambda x: lax.switch(self._decided()[0], prepares, x)
-        return form
-
-    def _prepares_apart(self) -> bool:
-        """Whether the forms differ in `prepare` alone: only that waits for the decision then, where all chunks are one
-        block. So a shard prepares its chunks once, before it knows the state that enters it."""
-        if not self.at_once:
-            return False
-        x, keep = self._inputs(jnp.asarray(0))
-        first, *others = (jax.eval_shape(form(keep).prepare_all, x) for form in self.forms)
-        return all(jax.tree.structure(o) == jax.tree.structure(first) for o in others) and all(
-            jax.tree.leaves(o) == jax.tree.leaves(first) for o in others
-        )
-
-    def factors(self):
-        if not self._prepares_apart():
-            return None
-        x, keep = self._inputs(jnp.asarray(0))
-        return self._deciding(keep).prepare_all(x)
-
-    def forward(self, state: State, factors: Any):
-        """`((final state, o), entries)`: the states `backward` asks for, of the blocks `[blocks, B, H, (n,) ...]` or of
-        their chunks `[blocks, N, B, H, (n,) ...]`, or None."""
-        field = self.recurrence.output_field
-
-        def block(form, state, index):
-            x, keep = self._inputs(index)
-            form = form(keep)
-            prepared = form.prepare_all(x) if factors is None else factors
-            new, entries, seen = self._walk(form, prepared, state)
-            o = self.layout.time_back(field, form.readout_all(prepared, seen)).astype(self.dtypes[field])
-            return new, (o, None if self.forward_alone else entries if self.keeps_entries else state)
-
-        state = self.layout.group_state(state)
-        state, (o, entries) = self._over_blocks(block, state, decided=factors is not None)
-        return (self.layout.merge_heads(state), self._joined(o)), entries
-
-    def backward(self, entries: State, d_state: State, d_o: jax.Array):
-        """The gradients of the inputs and of the initial state."""
-        field = self.recurrence.output_field
-        d_o = pad_time(d_o, self.blocks * self.chunks * self.chunk_size)
-
-        def block(form, d_state, index, entries):
-            x, keep = self._inputs(index)
-            d_o_b = self._time(d_o, index).astype(self.layout.dtype)
-            d_o_b = self.layout.chunks_first(field, d_o_b, self.chunk_size)
-            form = form(keep)
-            factors, pull_prepare = jax.vjp(form.prepare_all, x)
-            pull = self._pull_apart if self.keeps_entries else self._pull_walk
-            d_factors, d_before = pull(form, factors, entries, d_state, d_o_b)
-            (d_x,) = pull_prepare(d_factors)
-            if self.scale is not None:
-                d_x = {**d_x, "q": d_x["q"] * self.scale}
-            back = lambda name, d: self.layout.time_back(name, d).astype(self.dtypes[name])  # noqa: E731
-            fields = self.recurrence.fields
-            return d_before, {name: back(name, d) if name in fields else d for name, d in d_x.items()}
-
-        d_state = self.layout.group_state(d_state)
-        d_state, d_xs = self._over_blocks(block, d_state, entries, reverse=True)
-        gradients = {}
-        for name, d in d_xs.items():
-            if name in self.recurrence.fields:
-                gradients[name] = self._joined(d)
-            else:
-                gradients[name] = d.sum(0).reshape(self.xs[name].shape).astype(self.dtypes[name])
-        return gradients, self.layout.merge_heads(d_state)
-
-    def _walk(self, form: MappedChunk, factors: Any, state: State):
-        """The state carried over a block's chunks: `(final state, states that enter them, what their outputs need)`."""
-
-        def body(state, factors_c):
-            new, seen = form.advance(factors_c, state)
-            return new, (state, seen)
-
-        state, (entries, seen) = lax.scan(body, state, factors, unroll=self.unroll)
-        return state, entries, entries if seen is None else seen
-
-    def _pull_walk(self, form: MappedChunk, factors: Any, state: State, d_state: State, d_o: jax.Array):
-        """The gradients of a block's factors and of the state that enters it, from that state."""
-        (_, seen), pull = jax.vjp(lambda factors, state: self._walk(form, factors, state)[::2], factors, state)
-        _, pull_readout = jax.vjp(form.readout_all, factors, seen)
-        d_factors, d_seen = pull_readout(d_o)
-        d_through, d_before = pull((d_state, d_seen))
-        return jax.tree.map(jnp.add, d_factors, d_through), d_before
-
-    def _pull_apart(self, form: MappedChunk, factors: Any, entries: State, d_state: State, d_o: jax.Array):
-        """The same from the states that enter the chunks: only the adjoint state goes from chunk to chunk, what the
-        factors get of it all chunks get at once. Unless they are tokens of a loop, which would run twice."""
-        (_, seen), pull_advance = jax.vjp(form.advance_all, factors, entries)
-        _, pull_readout = jax.vjp(form.readout_all, factors, entries if seen is None else seen)
-        d_factors, d_seen = pull_readout(d_o)
-        d_entries, d_seen = (d_seen, None) if seen is None else (None, d_seen)
-
-        def body(d_state, chunk):
-            factors_c, entry, d_entry, d_seen_c = chunk
-            if walks_tokens:
-                _, pull = jax.vjp(form.advance, factors_c, entry)
-                out, d_before = pull((d_state, d_seen_c))
-            else:
-                _, pull = jax.vjp(functools.partial(form.advance, factors_c), entry)
-                out, (d_before,) = d_state, pull((d_state, d_seen_c))
-            return d_before if d_entry is None else jax.tree.map(jnp.add, d_before, d_entry), out
-
-        walks_tokens = self.recurrence.walks_tokens
-        d_before, d_through = lax.scan(body, d_state, (factors, entries, d_entries, d_seen), reverse=True)
-        if not walks_tokens:
-            d_through, _ = pull_advance((d_through, d_seen))
-        return jax.tree.map(jnp.add, d_factors, d_through), d_before
-
-    def _over_blocks(self, block: Callable, carry, *rows, reverse: bool = False, decided: bool = False):
-        """Scan `block(form, carry, index, *rows)`, with the cheapest form that applies to each block.
-
-        If the first form applies to all blocks, a loop that decides nothing walks them: what crosses the border of a
-        branch is written to memory first. `decided`: the form does not matter.
-        """
-
-        def loop(carry, block):
-            return self._loop(block, carry, rows, reverse)
-
-        def choosing(carry):
-            decisions = self._decided(first)
-            return loop(carry, lambda carry, index, *row: lax.switch(decisions[index], blocks, carry, index, *row))
-
-        blocks = [functools.partial(block, form) for form in self.forms]
-        if decided or len(blocks) == 1:
-            return loop(carry, blocks[-1])
-        if self._prepares_apart():
-            return loop(carry, functools.partial(block, self._deciding))
-        first = self._applies(self.shortcuts[0])
-        if self.blocks == 1:
-            return choosing(carry)
-        return lax.cond(first.all(), functools.partial(loop, block=blocks[0]), choosing, carry)
-
-    def _loop(self, block: Callable, carry, rows, reverse: bool):
-        """A single block needs no loop."""
-        over = (jnp.arange(self.blocks), *rows)
-        if self.blocks == 1:
-            carry, out = block(carry, *jax.tree.map(lambda x: x[0], over))
-            return carry, jax.tree.map(lambda x: x[None], out)
-        return lax.scan(lambda carry, over: block(carry, *over), carry, over, reverse=reverse)
-
-    def _joined(self, x: jax.Array) -> jax.Array:
-        """`[blocks, B, tokens, ...]` -> `[B, T, ...]` without the padding."""
+    def joined(self, x: jax.Array) -> jax.Array:
+        """`[groups, B, tokens, ...]` -> `[B, T, ...]` without the padding."""
         x = jnp.moveaxis(x, 0, 1)
-        return x.reshape(x.shape[0], -1, *x.shape[3:])[:, : self.layout.length]
+        return x.reshape(x.shape[0], -1, *x.shape[3:])[:, : self.plan.layout.length]
+
+
+# ---- forward
+
+
+def forward(plan: Plan, xs: Inputs, reset: jax.Array | None, state: State, factors: Any = None):
+    """`((final state, o), entries)`; `entries` are the states that `backward` asks for, or None.
+
+    They are of the groups, `[groups, B, H, (n,) ...]`, or of their chunks, `[groups, N, B, H, (n,) ...]`.
+    """
+    cut, layout, field = Cut(plan, xs, reset), plan.layout, plan.recurrence.output_field
+
+    def group(form: MappedForm, x: Inputs, state: State, index: jax.Array):
+        prepared = form.prepare_all(x) if factors is None else factors
+        new, entries, seen = _walk(plan, form, prepared, state)
+        o = layout.time_back(field, form.readout_all(prepared, seen)).astype(cut.dtypes[field])
+        return new, (o, None if plan.forward_alone else entries if plan.keeps_entries else state)
+
+    state, (o, entries) = _over_groups(cut, group, layout.group_state(state))
+    return (layout.merge_heads(state), cut.joined(o)), entries
+
+
+def factors(plan: Plan, xs: Inputs, reset: jax.Array | None) -> Any:
+    """The factors of all chunks, or None: where groups follow one another, or a special way has factors of its own."""
+    if plan.groups > 1 or plan.recurrence.special is not None:
+        return None
+    cut = Cut(plan, xs, reset)
+    x, keep = cut.inputs(jnp.asarray(0))
+    return _form(cut, plan.recurrence.form, keep, jnp.asarray(0)).prepare_all(x)
+
+
+def _walk(plan: Plan, form: MappedForm, factors: Any, state: State):
+    """The state carried over a group's chunks: `(final state, states that enter them, what their outputs need)`."""
+
+    def body(state, factors_c):
+        new, seen = form.advance(factors_c, state)
+        return new, (state, seen)
+
+    state, (entries, seen) = lax.scan(body, state, factors, unroll=plan.unroll(form))
+    return state, entries, entries if seen is None else seen
+
+
+# ---- backward
+
+
+def backward(plan: Plan, xs: Inputs, reset: jax.Array | None, entries: State, d_state: State, d_o: jax.Array):
+    """The gradients of the inputs and of the initial state."""
+    cut, layout, field, fields = Cut(plan, xs, reset), plan.layout, plan.recurrence.output_field, plan.recurrence.fields
+    d_o = pad_time(d_o, plan.padded_length)
+
+    def group(form: MappedForm, x: Inputs, d_state: State, index: jax.Array, entries: State):
+        d_out = layout.chunks_first(field, cut.time(d_o, index).astype(layout.dtype), plan.chunk_size)
+        factors, pull_prepare = jax.vjp(form.prepare_all, x)
+        seen = None
+        if not plan.keeps_entries:
+            _, entries, seen = _walk(plan, form, factors, entries)
+        pull = _pull if plan.recurrence.adjoint is None else _pull_adjoint
+        d_factors, d_before = pull(plan, form, factors, entries, seen, d_state, d_out)
+        (d_x,) = pull_prepare(d_factors)
+        if plan.scale is not None:
+            d_x = {**d_x, "q": d_x["q"] * plan.scale}
+        back = lambda name, d: layout.time_back(name, d).astype(cut.dtypes[name])  # noqa: E731
+        return d_before, {name: back(name, d) if name in fields else d for name, d in d_x.items()}
+
+    d_state, d_xs = _over_groups(cut, group, layout.group_state(d_state), entries, reverse=True)
+    gradients = {}
+    for name, d in d_xs.items():
+        gradients[name] = cut.joined(d) if name in fields else d.sum(0).reshape(xs[name].shape).astype(xs[name].dtype)
+    return gradients, layout.merge_heads(d_state)
+
+
+def _pull(plan: Plan, form: MappedForm, factors: Any, entries: State, seen: Any, d_state: State, d_o: jax.Array):
+    """The gradients of a group's factors and of the state that enters it, from the states that enter its chunks.
+
+    Where a chunk is a loop over its tokens, the factors' gradients come out of the same walk: the loop would run twice
+    otherwise.
+    """
+    walks_tokens = form.walks_tokens
+    (_, seen), pull_advance = jax.vjp(form.advance_all, factors, entries)
+    _, pull_readout = jax.vjp(form.readout_all, factors, entries if seen is None else seen)
+    d_factors, d_seen = pull_readout(d_o)
+    d_entries, d_seen = (d_seen, None) if seen is None else (None, d_seen)
+
+    def body(d_state, chunk):
+        factors_c, entry, d_entry, d_seen_c = chunk
+        if walks_tokens:
+            _, pull = jax.vjp(form.advance, factors_c, entry)
+            out, d_before = pull((d_state, d_seen_c))
+        else:
+            _, pull = jax.vjp(functools.partial(form.advance, factors_c), entry)
+            out, (d_before,) = d_state, pull((d_state, d_seen_c))
+        return d_before if d_entry is None else jax.tree.map(jnp.add, d_before, d_entry), out
+
+    chunks = factors, entries, d_entries, d_seen
+    d_before, d_through = lax.scan(body, d_state, chunks, reverse=True, unroll=plan.unroll(form))
+    if not walks_tokens:
+        d_through, _ = pull_advance((d_through, d_seen))
+    return jax.tree.map(jnp.add, d_factors, d_through), d_before
+
+
+def _pull_adjoint(plan: Plan, form: MappedForm, factors: Any, entries: State, seen: Any, d_state: State, d_o: jax.Array):
+    """The same by the record's own way back through `advance`."""
+    assert form.ready_all and form.retreat and form.gather_all
+    if seen is None:
+        seen = form.advance_all(factors, entries)[1]
+    _, pull_readout = jax.vjp(form.readout_all, factors, seen)
+    d_factors, d_seen = pull_readout(d_o)
+
+    def body(d_state, chunk):
+        d_before, kept = form.retreat(chunk[0], d_state, chunk[1])
+        return d_before, (d_state, kept)
+
+    d_before, (d_after, kept) = lax.scan(
+        body, d_state, (form.ready_all(factors), d_seen), reverse=True, unroll=plan.unroll(form)
+    )
+    through = form.gather_all(factors, entries, seen, d_after, kept)
+    return jax.tree.map(jnp.add, d_factors, through), d_before
+
+
+# ---- groups
+
+
+def _form(cut: Cut, form: Form, keep: jax.Array | None, group: jax.Array) -> MappedForm:
+    """The form for one group; what a record's `decide` said of the group's fields is handed to `prepare`."""
+    if cut.decisions is not None:
+        decision, prepare = cut.decisions[group], form.prepare
+        form = form._replace(prepare=lambda x, keep: prepare(x, keep, decision))
+    return MappedForm.of(cut.plan.layout, form, keep)
+
+
+def _over_groups(cut: Cut, group: Callable, carry, *rows, reverse: bool = False):
+    """Scan `group(form, x, carry, index, *rows)` over the groups.
+
+    Where the record has a special form and it applies to all groups, all take it: a branch outside of the loop, as what
+    crosses the border of one inside would be written to memory first.
+    """
+    plan, record = cut.plan, cut.plan.recurrence
+
+    def loop(form: Form, carry):
+        def body(carry, over):
+            index, *row = over
+            x, keep = cut.inputs(index)
+            return group(_form(cut, form, keep, index), x, carry, index, *row)
+
+        over = (jnp.arange(plan.groups), *rows)
+        if plan.groups == 1:
+            carry, out = body(carry, jax.tree.map(lambda x: x[0], over))
+            return carry, jax.tree.map(lambda x: x[None], out)
+        return lax.scan(body, carry, over, reverse=reverse)
+
+    general = functools.partial(loop, record.form)
+    if record.special is None:
+        return general(carry)
+    special = functools.partial(loop, record.special.form)
+    return lax.cond(cut.holds(record.special.applies).all(), special, general, carry)

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .chunked import Chunked
+from . import chunked
 from .layout import Layout
 from .recurrence import Recurrence, step
+from .target import Target
 from .typing import Inputs, State
 
 
@@ -22,7 +23,7 @@ def scan(
     recurrence: Recurrence, scale: float | None, xs: Inputs, reset: jax.Array | None, state: State
 ) -> tuple[State, jax.Array]:
     """Token by token: the reference of every other form."""
-    layout, out_dtype = Layout(recurrence, xs), xs[recurrence.output_field].dtype
+    layout, out_dtype = Layout.of(recurrence, xs), xs[recurrence.output_field].dtype
     xs = layout.computed(xs, scale)
     tokens, parameters = layout.tokens_first(xs), layout.parameters(xs)
     keep = None if reset is None else jnp.moveaxis(~reset, 1, 0)
@@ -39,6 +40,7 @@ def scan(
 
 def chunk(
     recurrence: Recurrence,
+    target: Target,
     scale: float | None,
     chunk_size: int,
     xs: Inputs,
@@ -50,29 +52,32 @@ def chunk(
 
     `factors`, where `chunk_factors` gave any for these inputs, are not made again; gradients are of the inputs alone.
     """
-    if _scans(recurrence):
+    if _scans(recurrence, target):
         return scan(recurrence, scale, xs, reset, state)
-    return _chunk(recurrence, scale, chunk_size, xs, reset, state, factors)
+    return _chunk(recurrence, target, scale, chunk_size, xs, reset, state, factors)
 
 
-def _scans(recurrence: Recurrence) -> bool:
-    """Whether the token scan is the faster form here."""
-    return recurrence.scans_on_cpu and jax.default_backend() == "cpu"
+def _scans(recurrence: Recurrence, target: Target) -> bool:
+    """Whether the token scan is the faster form there."""
+    return recurrence.scans_on_cpu and target.on_cpu
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _chunk(recurrence, scale, chunk_size, xs, reset, state, factors):
-    return Chunked(recurrence, scale, chunk_size, xs, reset, forward_alone=True).forward(state, factors)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _chunk(recurrence, target, scale, chunk_size, xs, reset, state, factors):
+    plan = chunked.plan(recurrence, scale, chunk_size, target, xs, forward_alone=True)
+    return chunked.forward(plan, xs, reset, state, factors)[0]
 
 
-def _chunk_forward(recurrence, scale, chunk_size, xs, reset, state, factors):
-    result, entries = Chunked(recurrence, scale, chunk_size, xs, reset).forward(state, factors)
+def _chunk_forward(recurrence, target, scale, chunk_size, xs, reset, state, factors):
+    plan = chunked.plan(recurrence, scale, chunk_size, target, xs)
+    result, entries = chunked.forward(plan, xs, reset, state, factors)
     return result, (xs, reset, entries)
 
 
-def _chunk_backward(recurrence, scale, chunk_size, residuals, cotangents):
+def _chunk_backward(recurrence, target, scale, chunk_size, residuals, cotangents):
     xs, reset, entries = residuals
-    d_xs, d_state = Chunked(recurrence, scale, chunk_size, xs, reset).backward(entries, *cotangents)
+    plan = chunked.plan(recurrence, scale, chunk_size, target, xs)
+    d_xs, d_state = chunked.backward(plan, xs, reset, entries, *cotangents)
     return d_xs, None, d_state, None
 
 
@@ -80,11 +85,13 @@ _chunk.defvjp(_chunk_forward, _chunk_backward)
 
 
 def chunk_factors(
-    recurrence: Recurrence, scale: float | None, chunk_size: int, xs: Inputs, reset: jax.Array | None
+    recurrence: Recurrence, target: Target, scale: float | None, chunk_size: int, xs: Inputs, reset: jax.Array | None
 ) -> Any:
     """The factors of all chunks, for several runs of `chunk` from different states, where `chunk` has them apart.
 
-    None where it does not: where blocks follow one another, where ways to prepare give factors of different kinds, or
-    where the token scan is the faster form.
+    None where it does not: where groups follow one another, where a special way has factors of another kind, or where
+    the token scan is the faster form.
     """
-    return None if _scans(recurrence) else Chunked(recurrence, scale, chunk_size, xs, reset).factors()
+    if _scans(recurrence, target):
+        return None
+    return chunked.factors(chunked.plan(recurrence, scale, chunk_size, target, xs), xs, reset)

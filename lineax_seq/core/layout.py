@@ -4,12 +4,14 @@ Forms work on `[N, B, H, (n,) C, ...]`: chunks lead so that a scan slices them, 
 the n value heads that share each of them (no axis for n = 1), so that what keys and queries say is computed once.
 """
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from .recurrence import Recurrence, Shortcut
+from .recurrence import Form, Recurrence
 from .typing import Inputs, State
 
 
@@ -24,16 +26,30 @@ def pad_time(x: jax.Array, length: int, value: float = 0) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, missing), *rest), constant_values=value) if missing else x
 
 
+@dataclasses.dataclass(frozen=True)
 class Layout:
-    """The layout of one call's inputs `xs`, fields as `[B, T, heads, ...]` and parameters as `[heads, ...]`."""
+    """Where batch, heads and time of one call stand.
 
-    def __init__(self, recurrence: Recurrence, xs: Inputs):
-        self.recurrence = recurrence
-        self.dtype = compute_dtype(xs)
-        first = next(iter(recurrence.fields))
-        self.batch, self.length = xs[first].shape[:2]
+    Attributes:
+        recurrence: the record whose functions are mapped.
+        dtype: of computation.
+        batch, length: B and T; B may be a symbolic dimension.
+        n: value heads that share a key head.
+    """
+
+    recurrence: Recurrence
+    dtype: jnp.dtype
+    batch: Any
+    length: Any
+    n: int
+
+    @classmethod
+    def of(cls, recurrence: Recurrence, xs: Inputs) -> "Layout":
+        """For fields as `[B, T, heads, ...]` and parameters as `[heads, ...]`."""
+        batch, length = xs[next(iter(recurrence.fields))].shape[:2]
         heads = {recurrence.head_letter(name): xs[name].shape[2] for name in recurrence.fields if xs[name].ndim > 2}
-        self.n = heads["HV"] // heads["H"] if {"H", "HV"} <= heads.keys() else 1
+        n = heads["HV"] // heads["H"] if {"H", "HV"} <= heads.keys() else 1
+        return cls(recurrence, compute_dtype(xs), batch, length, n)
 
     # ---- mapping a one-head function
 
@@ -118,17 +134,32 @@ class Layout:
         return self.merge_heads(self.over_heads(self.recurrence.init_state, "x")(first))
 
 
-class MappedChunk:
-    """A recurrence's chunk form over batch and heads; the functions ending in `_all` over the chunks too."""
+class MappedForm(NamedTuple):
+    """A form over batch and heads; the functions ending in `_all` over the chunks of a group too.
 
-    def __init__(self, layout: Layout, shortcut: Shortcut | None, keep: jax.Array | None):
-        prepare, advance, readout = layout.recurrence.chunk_form(shortcut)
-        self.advance = layout.over_heads(advance, "ss")
-        self.advance_all = jax.vmap(self.advance)
-        self.readout_all = jax.vmap(layout.over_heads(readout, "ss"))
+    `ready_all`, `retreat` and `gather_all` are those of the record's `Adjoint`, None where it has none.
+    """
+
+    prepare_all: Callable
+    advance: Callable
+    advance_all: Callable
+    readout_all: Callable
+    walks_tokens: bool
+    ready_all: Callable | None = None
+    retreat: Callable | None = None
+    gather_all: Callable | None = None
+
+    @classmethod
+    def of(cls, layout: Layout, form: Form, keep: jax.Array | None) -> "MappedForm":
+        """For `keep [N, B, C]`, or None."""
+        advance, readout = (layout.over_heads(fn, "ss") for fn in (form.advance, form.readout))
         if keep is None:
-            mapped = layout.over_heads(lambda x: prepare(x, None), "x")
-            self.prepare_all = jax.vmap(mapped, (layout.token_axes,))
+            prepare_all = jax.vmap(layout.over_heads(lambda x: form.prepare(x, None), "x"), (layout.token_axes,))
         else:
-            mapped = jax.vmap(layout.over_heads(prepare, "xr"), (layout.token_axes, 0))
-            self.prepare_all = lambda x: mapped(x, keep)
+            prepare = jax.vmap(layout.over_heads(form.prepare, "xr"), (layout.token_axes, 0))
+            prepare_all = lambda x: prepare(x, keep)  # noqa: E731
+        mapped = cls(prepare_all, advance, jax.vmap(advance), jax.vmap(readout), form.walks_tokens)
+        if (adjoint := layout.recurrence.adjoint) is None:
+            return mapped
+        ready, retreat, gather = (layout.over_heads(fn, "s" * n) for fn, n in zip(adjoint, (1, 3, 5), strict=True))
+        return mapped._replace(ready_all=jax.vmap(ready), retreat=retreat, gather_all=jax.vmap(gather))

@@ -1,19 +1,18 @@
 """The public callable of a recurrence: checks its arguments, lowers them to the record's fields, runs a form."""
 
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from . import arguments as _arguments, checks, dispatch, forms
+from . import arguments as _arguments, checks, dispatch, lowering
 from .arguments import Argument
-from .layout import Layout, compute_dtype
+from .lowering import How
 from .recurrence import Recurrence
+from .target import Target, target_here
 from .typing import State
 
 FORMS = ("chunk", "scan")
@@ -65,6 +64,7 @@ _BLOCK_DOC = """
 class Call(NamedTuple):
     """A call's arguments after the checks."""
 
+    target: Target
     xs: dict
     segment_ids: jax.Array | None
     state: State | None
@@ -160,33 +160,33 @@ class Operator:
     def _directions(self) -> dict:
         return ({"causal": True} if self.bidirectional else {}) | ({"block_size": None} if self.takes_blocks else {})
 
-    @property
-    def chunk_size_here(self) -> int:
-        """C where the caller does not say, on this platform."""
-        on_cpu = jax.default_backend() == "cpu"
-        return self.cpu_chunk_size if on_cpu and self.cpu_chunk_size else self.default_chunk_size
+    def chunk_size_on(self, target: Target) -> int:
+        """C where the caller does not say."""
+        return self.cpu_chunk_size if target.on_cpu and self.cpu_chunk_size else self.default_chunk_size
 
     def __repr__(self) -> str:
         return f"<recurrence {self.name}({', '.join(self.arguments)})>"
 
     def __call__(self, *args, **kwargs) -> tuple[jax.Array, State]:
         call = self.checked(args, kwargs)
-        options, block_size = call.options, call.options["block_size"]
-        if options["axis_name"] is not None:
-            from ..parallel import sequence
+        options, target = call.options, call.target
 
-            run = lambda name: sequence.on_shard(self, name, call)  # noqa: E731
-        elif not options["causal"] or block_size is not None:
-            run = lambda name: _bidirectional(  # noqa: E731
-                self, name, call.scale, call.chunk_size, block_size, call.xs, call.segment_ids, call.state
+        def attempt(name: str):
+            how = How(
+                operator=self,
+                target=target,
+                implementation=name,
+                form=options["form"],
+                scale=call.scale,
+                chunk_size=call.chunk_size_of(name),
+                causal=options["causal"],
+                block_size=options["block_size"],
+                axis_name=options["axis_name"],
+                strategy=options["strategy"],
             )
-        elif options["form"] == "scan":
-            return _scan(self, call.scale, call.xs, call.segment_ids, call.state)
-        else:
-            run = lambda name: _chunk(  # noqa: E731
-                self, name, call.scale, call.chunk_size_of(name), call.xs, call.segment_ids, call.state
-            )
-        return dispatch.first_accepting(self.name, call.implementations, run)
+            return lowering.run(how, call.xs, call.segment_ids, call.state)
+
+        return dispatch.first_accepting(self.name, call.implementations, attempt)
 
     def checked(self, args: tuple, kwargs: dict, shards: int = 1) -> "Call":
         """A call's arguments, found to be right; `shards` of T are computed one on each device.
@@ -204,13 +204,14 @@ class Operator:
         checks.segment_ids(self.name, segment_ids, dims)
         self._check_state(self.name, "initial_state", state, xs)
         length = max(1, dims["T"] // shards)
-        chunk_size = checks.chunk_size(self.name, options["chunk_size"], self.chunk_size_here, length)
+        target = target_here()
+        chunk_size = checks.chunk_size(self.name, options["chunk_size"], self.chunk_size_on(target), length)
         names = dispatch.candidates(self.name, options["implementation"])
         if options["strategy"] is not None and options["axis_name"] is None:
             raise ValueError(f"{self.name}: strategy={options['strategy']!r} without axis_name; give it or neither.")
         if not options["causal"] or options["block_size"] is not None:
             self._check_directions(options)
-        return Call(xs, segment_ids, state, scale, chunk_size, names, options)
+        return Call(target, xs, segment_ids, state, scale, chunk_size, names, options)
 
     def step(self, *args, state: State | None = None, **kwargs) -> tuple[jax.Array, State]:
         """One token: arguments without their T axis, `state` as a call returns it (None: zeros). Gives (o_t, state).
@@ -224,8 +225,13 @@ class Operator:
         tokens = {name: x[:, None] if self.arguments[name].per_token else x for name, x in xs.items()}
         self._check_state(caller, "state", state, tokens)
         names = dispatch.candidates(caller, options["implementation"])
-        run = lambda name: _step(self, name, scale, tokens, state)  # noqa: E731
-        o, final = dispatch.first_accepting(caller, names, run)
+        target = target_here()
+
+        def attempt(name: str):
+            how = How(self, target, name, "scan" if name == "xla" else "step", scale)
+            return lowering.run(how, tokens, None, state)
+
+        o, final = dispatch.first_accepting(caller, names, attempt)
         return o[:, 0], final
 
     def example(self, key: jax.Array, *, dtype=jnp.float32, **sizes: int) -> dict[str, jax.Array]:
@@ -246,7 +252,7 @@ class Operator:
         """
         if self.seen is not None:
             batch, length = xs[next(iter(self.arguments))].shape[:2]
-            xs = {**xs, "position": _positions(self.seen(state) if seen is None else seen, reset, batch, length)}
+            xs = {**xs, "position": lowering.positions(self.seen(state) if seen is None else seen, reset, batch, length)}
         if self.numbers_heads:
             xs = {**xs, "first_head": first_head}
         return xs if self.lower is None else self.lower(xs)
@@ -287,91 +293,5 @@ class Operator:
 
     def _check_state(self, caller: str, name: str, state: State | None, xs: dict) -> None:
         if state is not None:
-            wanted = jax.eval_shape(lambda xs: _zero_state(self, self.fields(xs)), xs)
+            wanted = jax.eval_shape(lambda xs: lowering.zero_state(self, self.fields(xs)), xs)
             checks.state(caller, name, state, wanted)
-
-
-def resets(segment_ids) -> jax.Array | None:
-    """True where a token's document differs from the token's before it; never at the first token."""
-    if segment_ids is None:
-        return None
-    return jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
-
-
-def _positions(seen: jax.Array | int, reset: jax.Array | None, batch: int, length: int) -> jax.Array:
-    """`[B, T]` int32: how many tokens of its document came before each token, `seen` of them before the first."""
-    places = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
-    before = jnp.broadcast_to(jnp.asarray(seen, jnp.int32), (batch,))[:, None] + places
-    if reset is None:
-        return before
-    start = lax.cummax(jnp.where(reset, places, -1), axis=1)  # of the token's document, -1 in the first
-    return jnp.where(start < 0, before, places - start)
-
-
-def _zero_state(operator: Operator, fields: dict) -> State:
-    return Layout(operator.recurrence, fields).zero_state(fields)
-
-
-def prepared(operator: Operator, xs: dict, reset, state, **place):
-    """`(fields, reset, state)` of the record; `place` goes to `Operator.fields`."""
-    fields = operator.fields(xs, reset, state, **place)
-    if state is None:
-        state = _zero_state(operator, fields)
-    else:
-        state = jax.tree.map(lambda s: jnp.asarray(s, compute_dtype(fields)), state)
-    if reset is not None:
-        length = Layout(operator.recurrence, fields).length
-        if length != reset.shape[1]:  # micro-steps: a document starts at the first of its token's
-            steps = length // reset.shape[1]
-            reset = jnp.pad(reset[:, :, None], ((0, 0), (0, 0), (0, steps - 1))).reshape(reset.shape[0], length)
-    return fields, reset, state
-
-
-def finished(operator: Operator, xs: dict, result) -> tuple[jax.Array, State]:
-    final, o = result
-    return (o if operator.finish is None else operator.finish(o, xs)), final
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _scan(operator: Operator, scale, xs, segment_ids, state):
-    fields, reset, state = prepared(operator, xs, resets(segment_ids), state)
-    return finished(operator, xs, forms.scan(operator.recurrence, scale, fields, reset, state))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _step(operator: Operator, implementation: str, scale, xs, state):
-    """One token, with its T axis of 1."""
-    if implementation == "xla":
-        return _scan(operator, scale, xs, None, state)
-    record, (fields, _, state) = operator.recurrence, prepared(operator, xs, None, state)
-    run = dispatch.kernel(record, implementation, "STEPS")
-    if Layout(record, fields).length > 1:
-        raise NotImplementedError(f"{implementation}: its kernel takes one step a token, not several")
-    token = {name: x[:, 0] if name in record.fields else x for name, x in fields.items()}
-    final, o = run(scale, token, state)
-    return finished(operator, xs, (final, o[:, None].astype(fields[record.output_field].dtype)))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _chunk(operator: Operator, implementation: str, scale, chunk_size: int | None, xs, segment_ids, state):
-    fields, reset, state = prepared(operator, xs, resets(segment_ids), state)
-    if implementation == "xla":
-        run: Callable = functools.partial(forms.chunk, operator.recurrence)
-    else:
-        run = dispatch.kernel(operator.recurrence, implementation)
-    return finished(operator, xs, run(scale, chunk_size, fields, reset, state))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _bidirectional(
-    operator: Operator, implementation: str, scale, chunk_size: int, block_size: int | None, xs, segment_ids, state
-):
-    if implementation != "xla":
-        raise NotImplementedError(f"{implementation}: no kernel that reads the future yet")
-    assert operator.bidirectional is not None  # the caller refuses otherwise
-    fields, reset, state = prepared(operator, xs, resets(segment_ids), state)
-    blocks = None
-    if block_size is not None:
-        batch, length = next(iter(xs.values())).shape[:2]
-        blocks = _positions(0, reset, batch, length) % block_size == 0
-    return finished(operator, xs, operator.bidirectional(scale, chunk_size, fields, reset, state, blocks))

@@ -8,6 +8,11 @@ The chunk form of a family is given by three more functions with derived default
     o            = readout(factors, seen)   the chunk's outputs (all chunks at once)
 
 `seen` is what the outputs need of the state that entered the chunk; None where that is the state itself.
+
+Some inputs allow a cheaper way that is just as exact: gates that decay little, keys of moderate size, chunks that begin
+at round positions. Which inputs these are is decided once for a whole group of chunks, by a boolean that the compiled
+program computes. A record says so in one of two ways. With `decide`, `prepare` gets the boolean and branches where the
+two ways differ. With `special`, the group's chunks all take another form.
 """
 
 import dataclasses
@@ -34,12 +39,35 @@ def step(recurrence: "Recurrence", x: Inputs, keep: jax.Array | None, state: Sta
     return new, recurrence.output(x, new, state)
 
 
-class Shortcut(NamedTuple):
-    """A cheaper `prepare` and the inputs that it is exact for."""
+class Form(NamedTuple):
+    """One way through a chunk, see the module's docstring."""
 
-    applies: Callable[[Inputs], jax.Array]  # of all chunks of a block, fields [B, N, C, heads, ...]: a boolean scalar
-    prepare: Callable[[Inputs, jax.Array | None], Any]
-    longer_than: int = 0  # the chunks worth it: shorter ones have the same from another shortcut
+    prepare: Callable[..., Any]
+    advance: Callable[[Any, State], tuple[State, Any]]
+    readout: Callable[[Any, Any], jax.Array]
+    walks_tokens: bool = False  # whether `advance` is a loop over the chunk's tokens
+
+
+class Special(NamedTuple):
+    """A cheaper form and the inputs that it is exact for."""
+
+    applies: Callable[[Inputs], jax.Array]  # of all chunks of a group, fields [B, N, C, heads, ...]: a boolean scalar
+    form: Form
+
+
+class Adjoint(NamedTuple):
+    """The way back through `advance`, written out: what autodiff makes of it repeats products and transposes.
+
+    ready: factors -> what `retreat` needs of them (all chunks at once).
+    retreat: (ready factors, gradient of the state that leaves, of `seen`) -> (gradient of the state that enters,
+        `kept` for `gather`) (in sequence, the last chunk first).
+    gather: (factors, state that enters, seen, gradient of the state that leaves, kept) -> gradients of the factors that
+        `advance` reads (all chunks at once).
+    """
+
+    ready: Callable[[Any], Any]
+    retreat: Callable[[Any, State, Any], tuple[State, Any]]
+    gather: Callable[[Any, State, Any, State, Any], Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,10 +88,12 @@ class Recurrence:
         padding: field -> its value in a token that leaves the state alone, where that is not zero.
         prepare, advance, readout: the chunk form, see the module's docstring; None takes the derived default.
             `keep` is None or a boolean `[C]`, False where a document starts.
+        adjoint: None, or the way back through `advance` written out.
+        decide: None, or all fields of a group of chunks, `[B, N, C, heads, ...]` -> a boolean scalar that `prepare` takes
+            as its third argument.
+        special: None, or a cheaper form for some inputs.
         loops: whether `advance` is a loop over the chunk's tokens.
         scans_on_cpu: whether the token scan is the faster form there; then the chunk form is that scan.
-        shortcuts: cheaper ways to `prepare` that are exact for some inputs only, the cheapest first. The first that
-            applies is taken, decided at run time for each block of chunks.
     """
 
     name: str
@@ -76,10 +106,12 @@ class Recurrence:
     parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
     output_field: str = "v"
     padding: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    prepare: Callable[[Inputs, jax.Array | None], Any] | None = None
+    prepare: Callable[..., Any] | None = None
     advance: Callable[[Any, State], tuple[State, Any]] | None = None
     readout: Callable[[Any, Any], jax.Array] | None = None
-    shortcuts: tuple[Shortcut, ...] = ()
+    adjoint: Adjoint | None = None
+    decide: Callable[[Inputs], jax.Array] | None = None
+    special: Special | None = None
     loops: bool = False
     scans_on_cpu: bool = False
 
@@ -94,25 +126,20 @@ class Recurrence:
 
     def derived(self) -> "Recurrence":
         """This recurrence with the chunk form derived from its tokens: the reference of a family's fast form."""
-        return dataclasses.replace(self, prepare=None, advance=None, readout=None, shortcuts=())
+        return dataclasses.replace(self, prepare=None, advance=None, readout=None, adjoint=None, decide=None, special=None)
 
     @property
-    def walks_tokens(self) -> bool:
-        """Whether the chunk form advances token by token."""
-        return self.loops or self.prepare is None
-
-    def chunk_form(self, shortcut: Shortcut | None = None) -> tuple[Callable, Callable, Callable]:
-        """`(prepare, advance, readout)`, derived where not given: the chunk is a scan, and `seen` its outputs."""
-        prepare = shortcut.prepare if shortcut else self.prepare
-        if prepare is not None:
+    def form(self) -> Form:
+        """The general way through a chunk, derived where not given: the chunk is a scan, and `seen` its outputs."""
+        if self.prepare is not None:
             assert self.advance and self.readout, f"{self.name}: prepare, advance and readout go together"
-            return prepare, self.advance, self.readout
+            return Form(self.prepare, self.advance, self.readout, self.loops)
 
         # keep travels as a float so that every factor is differentiable
-        def derived_prepare(x: Inputs, keep: jax.Array | None):
+        def prepare(x: Inputs, keep: jax.Array | None):
             return x, None if keep is None else keep.astype(jnp.float32)
 
-        def derived_advance(factors, state: State):
+        def advance(factors, state: State):
             x, keep = factors
             tokens, shared = ({name: x[name] for name in names} for names in (self.fields, self.parameters))
 
@@ -122,4 +149,4 @@ class Recurrence:
 
             return lax.scan(body, state, (tokens, keep))
 
-        return derived_prepare, derived_advance, lambda factors, seen: seen
+        return Form(prepare, advance, lambda factors, seen: seen, walks_tokens=True)

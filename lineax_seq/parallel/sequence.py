@@ -30,10 +30,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from ..core import checks, dispatch, forms
+from ..core import checks, forms, lowering
 from ..core.layout import Layout
 from ..core.monoid import Monoid, Segmented, segmented
-from ..core.operator import Call, Operator, finished, prepared, resets
+from ..core.lowering import How, finished, form_of, prepared, resets
+from ..core.operator import Operator
 from ..core.recurrence import Recurrence
 from ..core.typing import Inputs, State, Summary
 from . import cost, prefix
@@ -42,28 +43,18 @@ from .summary import Adjoint, adjoint_monoid, mapped, shard_summary, zero_state
 from .varying import vary, varying
 
 
-def on_shard(operator: Operator, implementation: str, call: Call, first_head: jax.Array | int = 0):
+def on_shard(how: How, xs: dict, segment_ids, state: State | None, first_head: jax.Array | int = 0):
     """`(o, final state)` of this device's shard, inside `jax.shard_map`: what `axis_name=` of a recurrence means."""
-    options = call.options
-    if options["strategy"] is not None:
-        checks.one_of(operator.name, "strategy", options["strategy"], tuple(prefix.STRATEGIES))
-    if not options["causal"] and not (operator.order_free and call.segment_ids is None):
+    operator, name = how.operator, how.axis_name
+    if how.strategy is not None:
+        checks.one_of(operator.name, "strategy", how.strategy, tuple(prefix.STRATEGIES))
+    if not how.causal and not (operator.order_free and segment_ids is None):
         raise NotImplementedError(
             f"{operator.name}: causal=False with axis_name needs a sum over one whole document; "
             "leave segment_ids out, take a recurrence without decay, or gather T on one device."
         )
-    if options["block_size"] is not None:
+    if how.block_size is not None:
         raise NotImplementedError(f"{operator.name}: block_size with axis_name: blocks may cross a shard's border.")
-    if options["form"] == "scan" and implementation != "xla":
-        raise NotImplementedError(f"{implementation}: the token scan has no kernel")
-    how = (options["axis_name"], options["strategy"], options["form"], options["causal"])
-    tokens = call.xs, call.segment_ids, call.state, first_head
-    return _on_shard(operator, implementation, how, call.scale, call.chunk_size_of(implementation), *tokens)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _on_shard(operator, implementation, how, scale, chunk_size, xs, segment_ids, state, first_head):
-    name, strategy, form, causal = how
     axes = varying((xs, segment_ids, state)) | varying(lax.axis_index(name))
     everywhere = functools.partial(vary, axes=axes)
     xs, replicated = everywhere(xs), axes - {name}
@@ -73,29 +64,28 @@ def _on_shard(operator, implementation, how, scale, chunk_size, xs, segment_ids,
         place["seen"] = seen
     fields, reset, given = prepared(operator, xs, reset, state, **place)
     fields = everywhere(fields)
-    state = vary(zero_state(operator.recurrence, fields) if state is None else given, replicated)
-    prepare = None
-    if form == "scan":
-        run = functools.partial(forms.scan, operator.recurrence, scale)
-    elif implementation == "xla":
-        run = functools.partial(forms.chunk, operator.recurrence, scale, chunk_size)
-        if operator.recurrence.monoid.probe is None:
-            prepare = functools.partial(forms.chunk_factors, operator.recurrence, scale, chunk_size)
-    else:
-        run = functools.partial(dispatch.kernel(operator.recurrence, implementation), scale, chunk_size)
+    record = operator.recurrence
+    state = vary(zero_state(record, fields) if state is None else given, replicated)
+    prepare, form = None, form_of(how)
+    run = lambda xs, reset, state, **more: form(xs, reset=reset, state=state, **more)  # noqa: E731
+    if how.form == "chunk" and how.implementation == "xla" and record.monoid.probe is None:
+        prepare = functools.partial(forms.chunk_factors, record, how.target, how.scale, how.chunk_size)
     if lax.axis_size(name) == 1:
         final, o = run(fields, reset, everywhere(state))
         final = lax.psum(final, name)
     else:
-        final, o = _Exchange(operator.recurrence, run, prepare, name, strategy, axes).call(fields, reset, state)
-    if not causal:
-        o = _reading(operator.recurrence, scale, fields, everywhere(final))
+        final, o = _Exchange(record, run, prepare, name, how.strategy, axes).call(fields, reset, state)
+    if not how.causal:
+        o = _reading(record, how.scale, fields, everywhere(final))
     return finished(operator, xs, (final, o))
+
+
+lowering.on_shard = on_shard
 
 
 def _reading(recurrence: Recurrence, scale, fields: Inputs, state: State) -> jax.Array:
     """`[B, T, HV, V]`: every token reads one state."""
-    layout, dtype = Layout(recurrence, fields), fields[recurrence.output_field].dtype
+    layout, dtype = Layout.of(recurrence, fields), fields[recurrence.output_field].dtype
     xs = layout.computed(fields, scale)
     read = layout.over_heads(lambda x, state: recurrence.output(x, state, state), "xs")
     o = jax.vmap(read, (layout.token_axes, None))(

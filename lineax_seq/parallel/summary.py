@@ -26,12 +26,12 @@ def zero_state(recurrence: Recurrence, xs: Inputs) -> State:
     tokens = {name: (xs[name].shape[0], 1, *xs[name].shape[2:]) for name in recurrence.fields}
     shapes = {name: tokens.get(name, x.shape) for name, x in xs.items()}
     one = {name: jnp.zeros(shape, xs[name].dtype) for name, shape in shapes.items()}
-    return Layout(recurrence, one).zero_state(one)
+    return Layout.of(recurrence, one).zero_state(one)
 
 
 def shard_summary(recurrence: Recurrence, run: Callable, xs: Inputs, reset, zero: State, lead: int) -> Summary:
     """Of all heads: leaves `[B, HV, ...]`. Of the shard's last document, where one starts inside it."""
-    layout, monoid = Layout(recurrence, xs), recurrence.monoid
+    layout, monoid = Layout.of(recurrence, xs), recurrence.monoid
     wide, start = xs, zero
     if monoid.probe is not None:
         probe = over(monoid.probe, lead)(zero)

@@ -20,16 +20,16 @@ from ._scalar import NO_DECAY
 def both_ways(recurrence: Recurrence) -> Callable:
     """An operator's `bidirectional` for a recurrence whose outputs are sums over tokens, `(q_i · k_j) decay v_j`."""
 
-    def run(scale, chunk_size, xs: Inputs, reset, state, blocks):
+    def run(target, scale, chunk_size, xs: Inputs, reset, state, blocks):
         """`blocks`: None or bool [B, T], where blocks start (documents do too): the future ends there."""
         dtype, xs = xs["v"].dtype, {name: x.astype(compute_dtype(xs)) for name, x in xs.items()}
-        final, past = forms.chunk(recurrence, scale, chunk_size, xs, reset, state)
+        final, past = forms.chunk(recurrence, target, scale, chunk_size, xs, reset, state)
         bounds = reset if blocks is None else blocks
         if bounds is not None:  # backwards, a document starts at the last token of what came before the border
             bounds = jnp.flip(jnp.pad(bounds[:, 1:], ((0, 0), (0, 1))), 1)
         backwards = {name: jnp.flip(x, 1) for name, x in xs.items()}
         nothing = jax.tree.map(jnp.zeros_like, state)
-        future = jnp.flip(forms.chunk(recurrence, scale, chunk_size, backwards, bounds, nothing)[1], 1)
+        future = jnp.flip(forms.chunk(recurrence, target, scale, chunk_size, backwards, bounds, nothing)[1], 1)
         itself = (xs["q"] * xs["k"]).sum(-1) * (1 if scale is None else scale)
         itself = jnp.repeat(itself, xs["v"].shape[2] // itself.shape[2], axis=2)[..., None] * xs["v"]
         return final, (past + future - itself).astype(dtype)
@@ -37,10 +37,10 @@ def both_ways(recurrence: Recurrence) -> Callable:
     return run
 
 
-def undecayed(scale, chunk_size, xs: Inputs, reset, state, blocks):
+def undecayed(target, scale, chunk_size, xs: Inputs, reset, state, blocks):
     """`both_ways(NO_DECAY)`; when there is one document, o_t = q_t (S_0 + sum_j k_j v_j^T) with one sum for all t."""
     if reset is not None or blocks is not None:
-        return both_ways(NO_DECAY)(scale, chunk_size, xs, reset, state, blocks)
+        return both_ways(NO_DECAY)(target, scale, chunk_size, xs, reset, state, blocks)
     dtype = compute_dtype(xs)
     q, k, v = (xs[name].astype(dtype) for name in "qkv")
     batch, length, heads, _ = q.shape

@@ -1,58 +1,98 @@
-"""Cumulated log-decays and decayed scores of a chunk, with exponents that are never positive.
+"""Cumulated log-decays of a chunk whose differences do not cancel, and the masks of its documents.
 
-Within a chunk, token j reaches token i >= j through the product of the decays of j+1..i. Taking it as
-`exp(G_i - G_j)` with G a cumulative sum cancels: one gate of -1e4 costs every later ratio of the chunk three digits.
-Here the sums are built by halves instead. A block of 2h tokens splits at its middle; a pair on either side of it is
-joined by a sum that starts in the middle (`forward`, for the later token) and one that ends there (`backward`, for the
-earlier one). Both only ever add non-positive numbers, so nothing cancels and nothing overflows, whatever the gates.
+Within a chunk, token j reaches token i >= j through the product of the decays of j+1..i, which is exp(G_i - G_j) with G
+the cumulated log-decays. Taken plainly, that difference cancels: after one gate of -1e4 all later ratios of the chunk
+have lost three digits. So every log-decay is split into a multiple of 1/256 and a rest of at most 1/512. Sums of the
+former are exact in float32, and so are their differences; sums of the latter stay below 1, so that their rounding
+errors do too.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+
+EMPTY = -1e30  # the log of nothing: finite, so that EMPTY - EMPTY is 0 and not NaN
+STAGE = 8  # tokens that the first stage of a cumulative sum adds up
+# What log-decays are split into multiples of, and the lowest that count: 512 of them are 24 bits of multiples.
+FINE_STEP, COARSE_STEP = 1 / 256, 4096.0
+LOWEST = {"decay": -110.0, "weight": -1e8}  # exp(-110) is zero in float32
 
 
-class Sums(NamedTuple):
-    """Sums of log-decays inside consecutive blocks of one length; arrays `[blocks, block, ...]`."""
+class Cumulated(NamedTuple):
+    """Log-decays `[C, ...]` summed from the chunk's first token to each one, both included, in parts, the largest first."""
 
-    forward: jax.Array  # from the block's first token to this one, both included
-    backward: jax.Array  # from the token after this one to the block's last
+    parts: tuple[jax.Array, ...]
+
+    @property
+    def since_entry(self) -> jax.Array:
+        """The log of what is left, at each token, of the state that enters the chunk."""
+        return sum(self.parts[1:], self.parts[0])
+
+    @property
+    def until_exit(self) -> jax.Array:
+        """The log of what is left, at the chunk's exit, of what each token writes."""
+        return self.at(slice(-1, None)).minus(self)
+
+    def minus(self, other: "Cumulated") -> jax.Array:
+        """The log-decay from the tokens of `other` to these."""
+        first, *rest = (a - b for a, b in zip(self.parts, other.parts, strict=True))
+        return sum(rest, first)
+
+    def at(self, index) -> "Cumulated":
+        return Cumulated(tuple(part[index] for part in self.parts))
+
+    def pairs(self) -> jax.Array:
+        """`[C, C]`: from token j to token i, of log-decays `[C]`; meaningless for j > i."""
+        return self.at((slice(None), None)).minus(self.at((None, slice(None))))
 
 
-def leaves(g: jax.Array) -> Sums:
-    """Blocks of one token of `g [C, ...]`."""
-    return Sums(g[:, None], jnp.zeros_like(g)[:, None])
+def cumulated(g: jax.Array, of: str = "decay") -> Cumulated:
+    """Sums of log-decays `g [C, ...]`.
+
+    Args:
+        of: "decay" where only exponentials of the sums count, so that a gate whose exponential is zero may as well be
+            less closed than it is. "weight" where a weight may make up for what a gate closes, as in mLSTM: closed gates
+            stay apart down to -1e8.
+    """
+    lowest = LOWEST[of] if jnp.finfo(g.dtype).bits <= 32 else 7 * LOWEST[of]
+    rest, parts = jnp.maximum(g, lowest), []
+    for step in (COARSE_STEP, FINE_STEP) if of == "weight" else (FINE_STEP,):
+        parts.append(lax.stop_gradient(jnp.round(rest / step) * step))
+        rest -= parts[-1]
+    sums = running_sum(jnp.stack([*parts, rest], axis=1))
+    return Cumulated(tuple(sums[:, n] for n in range(sums.shape[1])))
 
 
-def double(sums: Sums) -> Sums:
-    """Blocks of twice the length."""
-    forward, backward = _pairs(sums.forward), _pairs(sums.backward)
-    left, right = forward[:, 0, -1:], forward[:, 1, -1:]
-    return Sums(
-        jnp.concatenate([forward[:, 0], forward[:, 1] + left], axis=1),
-        jnp.concatenate([backward[:, 0] + right, backward[:, 1]], axis=1),
-    )
+def running_sum(x: jax.Array) -> jax.Array:
+    """Sums over the tokens so far of `x [C, ...]`.
+
+    In two stages, of a few tokens and of what came before these, it takes a fraction of the products.
+    """
+    size = x.shape[0]
+    stage = min(STAGE, size)
+    ones = lambda n, diagonal: jnp.tril(jnp.ones((n, n), x.dtype), diagonal)  # noqa: E731
+    parts = x.reshape(-1, stage, *x.shape[1:])
+    own = jnp.einsum("ij,mj...->mi...", ones(stage, 0), parts, precision=lax.Precision.HIGHEST)
+    before = jnp.einsum("mn,n...->m...", ones(size // stage, -1), own[:, -1], precision=lax.Precision.HIGHEST)
+    return (own + before[:, None]).reshape(x.shape)
 
 
-def _pairs(x: jax.Array) -> jax.Array:
-    """`[blocks, block, ...]` -> `[blocks / 2, 2, block, ...]`."""
-    return x.reshape(x.shape[0] // 2, 2, *x.shape[1:])
+def pair_decays(sums: Cumulated, docs: "Documents | None") -> jax.Array:
+    """`[C, C]`: what is left at token i of what token j wrote; zero for j > i and between documents."""
+    logs = sums.pairs()
+    return jnp.exp(jnp.where(causal_pairs(logs.shape[0], docs), logs, EMPTY))
 
 
-def pair_sums(g: jax.Array) -> tuple[jax.Array, Sums]:
-    """`[C, C]` sums of `g [C]` over j+1..i (0 on the diagonal, meaningless above), and its sums over the chunk."""
-    sums, matrix = leaves(g), jnp.zeros((g.shape[0], 1, 1), g.dtype)
-    while matrix.shape[0] > 1:
-        later, earlier = _pairs(sums.forward)[:, 1], _pairs(sums.backward)[:, 0]
-        matrix = assemble(matrix, later[:, :, None] + earlier[:, None, :])
-        sums = double(sums)
-    return matrix[0], Sums(sums.forward[0], sums.backward[0])
+def causal_pairs(size: int, docs: "Documents | None") -> jax.Array:
+    """bool `[C, C]`: token j is token i or earlier in its document."""
+    return jnp.tril(jnp.ones((size, size), bool) if docs is None else docs.same)
 
 
 def assemble(diagonal: jax.Array, lower: jax.Array) -> jax.Array:
     """Diagonal blocks `[2m, h, h]` and the blocks below them `[m, h, h]` -> `[m, 2h, 2h]`, zero above."""
-    pairs = _pairs(diagonal)
+    pairs = diagonal.reshape(-1, 2, *diagonal.shape[1:])
     top = jnp.concatenate([pairs[:, 0], jnp.zeros_like(lower)], axis=2)
     return jnp.concatenate([top, jnp.concatenate([lower, pairs[:, 1]], axis=2)], axis=1)
 
@@ -89,7 +129,11 @@ def mask(x: jax.Array, kept: jax.Array) -> jax.Array:
     return jnp.where(kept.reshape(kept.shape + (1,) * (x.ndim - kept.ndim)), x, 0)
 
 
+def within(scores: jax.Array, docs: Documents | None) -> jax.Array:
+    """Scores `[C, C]` of which zero is left between documents."""
+    return scores if docs is None else jnp.where(docs.same, scores, 0)
+
+
 def causal(scores: jax.Array, docs: Documents | None, strict: bool = False) -> jax.Array:
     """Scores `[C, C]` below the diagonal (and on it unless strict), within documents."""
-    scores = jnp.tril(scores, -1 if strict else 0)
-    return scores if docs is None else jnp.where(docs.same, scores, 0)
+    return within(jnp.tril(scores, -1 if strict else 0), docs)

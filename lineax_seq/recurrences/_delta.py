@@ -9,13 +9,14 @@ decays arXiv:2412.06464), with A_ij = (e_i · k_j) exp(G_i - G_j) for j < i:
     O = (Q exp G) S_0 + A_qk D,   S_C = exp(G_C) S_0 + (K exp(G_C - G))^T D
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ..core.monoid import DENSE, Affine
-from ..core.recurrence import Recurrence
+from ..core.recurrence import Adjoint, Recurrence
 from ..core.typing import Inputs
 from . import _decay, _diagonal, _scalar
 from ._products import columns, gram, inner, product
@@ -55,33 +56,39 @@ def update(x: Inputs, state: jax.Array) -> jax.Array:
 
 
 def _prepare_undecayed(x: Inputs, keep: jax.Array | None) -> Factors:
-    one = jnp.ones(x["beta"].shape, x["beta"].dtype)
-    return _per_head(x, 1, one, one, _decay.documents(keep))
+    one, docs = jnp.ones(x["beta"].shape, x["beta"].dtype), _decay.documents(keep)
+    pairs = _decay.causal_pairs(one.shape[0], docs).astype(one.dtype)
+    return _per_head(x, pairs, one, one, docs)
 
 
 def _prepare_scalar(x: Inputs, keep: jax.Array | None) -> Factors:
-    pairs, sums = _decay.pair_sums(x["g"])
-    return _per_head(x, jnp.exp(pairs), jnp.exp(sums.forward), jnp.exp(sums.backward), _decay.documents(keep))
+    sums, docs = _decay.cumulated(x["g"]), _decay.documents(keep)
+    pairs = _decay.pair_decays(sums, docs)
+    return _per_head(x, pairs, jnp.exp(sums.since_entry), jnp.exp(sums.until_exit), docs)
 
 
-def _per_head(x: Inputs, decays: jax.Array | int, since_entry: jax.Array, until_exit: jax.Array, docs) -> Factors:
+def _per_head(x: Inputs, pairs: jax.Array, since_entry: jax.Array, until_exit: jax.Array, docs) -> Factors:
     """With decays that the channels share, they and beta scale columns of the inverse, not keys and values."""
     since_entry, until_exit = _decay.entering(since_entry, docs), _decay.leaving(until_exit, docs)
-    scores = _decay.causal(inner(x["q"], x["k"]) * decays, docs)
-    strict = _decay.causal(gram(x["k"]) * (x["beta"][:, None] * decays), docs, strict=True)
+    scores = inner(x["q"], x["k"]) * pairs
+    strict = jnp.tril(gram(x["k"]) * (x["beta"][:, None] * pairs), -1)
     values, erased = unit_lower_solve(strict, (x["beta"], x["v"]), (x["beta"] * since_entry, x["k"]))
     reads, writes = jnp.concatenate([erased, x["q"]]), columns(x["k"] * until_exit[:, None])
     return Factors(reads, since_entry[:, None], scores, since_entry[-1:, None], writes, values)
 
 
-def _prepare_diagonal(decayed: _diagonal.DecayedScores, x: Inputs, keep: jax.Array | None) -> Factors:
-    (e, w), docs = _erased_written(x), _decay.documents(keep)
-    ((scores,), (strict,)), decays = decayed([x["q"], e], [x["k"]], x["g"])
-    queries, e = (_decay.entering(read, docs) for read in decays.reads)
-    values, erased = unit_lower_solve(_decay.causal(strict, docs, strict=True), (None, w), (None, e))
-    decay, until_exit = _diagonal.at_exit(decays, docs)
+def _prepare_channels(x: Inputs, keep: jax.Array | None, mild: jax.Array) -> Factors:
+    """Decays per channel. One rate per token scales the inverse's columns; gates per channel scale keys and values."""
+    docs, rate = _decay.documents(keep), x.get("beta")
+    erase, w = (x["k"], x["v"]) if "beta" in x else _erased_written(x)
+    d = _diagonal.decayed(mild, [x["q"], erase], [x["k"]], x["g"])
+    (scores,), (strict,) = d.scores
+    strict = jnp.tril(strict if rate is None else rate[:, None] * strict, -1)
+    queries, erased = (_decay.entering(r, docs) for r in d.reads)
+    values, erased = unit_lower_solve(_decay.within(strict, docs), (rate, w), (rate, erased))
     reads, one = jnp.concatenate([erased, queries]), jnp.ones_like(x["g"][:, :1])
-    return Factors(reads, one, _decay.causal(scores, docs), decay, columns(x["k"] * until_exit), values)
+    writes = columns(_decay.leaving(d.writes[0], docs))
+    return Factors(reads, one, _decay.within(scores, docs), _diagonal.decay_to_exit(d, docs), writes, values)
 
 
 def advance(factors: Factors, state: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -96,7 +103,30 @@ def readout(factors: Factors, seen: tuple[jax.Array, jax.Array]) -> jax.Array:
     return factors.since_entry * queried + product(factors.scores, written)
 
 
-def _delta(name: str, prepare: _diagonal.Preparations, **gates: str) -> Recurrence:
+def _ready(factors: Factors) -> tuple[jax.Array, ...]:
+    return factors.decay, columns(factors.reads), columns(factors.writes)
+
+
+def _retreat(ready, d_state: jax.Array, d_seen: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    decay, reads, writes = ready
+    d_written, d_queried = d_seen
+    d_rows = jnp.concatenate([-d_written - product(writes, d_state), d_queried])  # of what all rows read of the state
+    return decay * d_state + product(reads, d_rows), d_rows
+
+
+def _gather(factors: Factors, state: jax.Array, seen, d_state: jax.Array, d_rows: jax.Array) -> Factors:
+    d_decay = (d_state * state).sum(-1, keepdims=True)
+    return Factors(
+        reads=inner(d_rows, state),
+        since_entry=jnp.zeros_like(factors.since_entry),
+        scores=jnp.zeros_like(factors.scores),
+        decay=d_decay if factors.decay.shape[0] > 1 else d_decay.sum(0, keepdims=True),
+        writes=inner(d_state, seen[0]),
+        values=-d_rows[: factors.values.shape[0]],
+    )
+
+
+def _delta(name: str, prepare: Callable, decide: Callable | None = None, **gates: str) -> Recurrence:
     return Recurrence(
         name=name,
         fields={"q": "H K", "k": "H K", "v": "HV V", **gates},
@@ -105,13 +135,15 @@ def _delta(name: str, prepare: _diagonal.Preparations, **gates: str) -> Recurren
         monoid=DENSE,
         init_state=_scalar.init_state,
         update=update,
-        **prepare,
+        prepare=prepare,
         advance=advance,
         readout=readout,
+        adjoint=Adjoint(_ready, _retreat, _gather),
+        decide=decide,
     )
 
 
-DELTA = _delta("delta", _diagonal.Preparations(prepare=_prepare_undecayed), beta="HV")
-DELTA_SCALAR_DECAY = _delta("delta_scalar_decay", _diagonal.Preparations(prepare=_prepare_scalar), g="HV", beta="HV")
-DELTA_DIAGONAL_DECAY = _delta("delta_diagonal_decay", _diagonal.by_gates(_prepare_diagonal), g="HV K", beta="HV")
-DELTA_CHANNEL_GATES = _delta("delta_channel_gates", _diagonal.by_gates(_prepare_diagonal), g="HV K", b="HV K", w="HV V")
+DELTA = _delta("delta", _prepare_undecayed, beta="HV")
+DELTA_SCALAR_DECAY = _delta("delta_scalar_decay", _prepare_scalar, g="HV", beta="HV")
+DELTA_DIAGONAL_DECAY = _delta("delta_diagonal_decay", _prepare_channels, _diagonal.mild, g="HV K", beta="HV")
+DELTA_CHANNEL_GATES = _delta("delta_channel_gates", _prepare_channels, _diagonal.mild, g="HV K", b="HV K", w="HV V")

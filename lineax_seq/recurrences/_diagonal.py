@@ -1,135 +1,176 @@
 """Family: one decay per key channel. S_t = diag(exp g_t) S_{t-1} + k_t v_t^T,  o_t = q_t S_t.
 
-Scores A_ij = sum_d q_id k_jd exp(G_i - G_j)_d. Where the decays of a stretch of tokens stay well within float range
-(mild), one product (Q exp G) (K exp -G)^T makes them. Stretches are joined by halves (see `_decay`), by products whose
-exponents are never positive. The gates decide how long the stretches are: the whole chunk, LEAF tokens, or one.
+Scores A_ij = sum_d q_id k_jd exp(G_i - G_j)_d for j <= i. Where no channel decays by more than e^-60 over a chunk (mild),
+one product (Q exp G) (K exp -G)^T makes them. Otherwise a chunk is cut into stretches of a few tokens. Pairs of one
+stretch take their own exponential; a pair of two stretches is joined at the start of the later one, by products whose
+exponents are never positive. Gradients have one shape in both: with dQ_i = sum_j dA_ij k_j exp(G_i - G_j) and dK likewise,
+dG = Q dQ - K dK.
 """
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypedDict
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ..core.monoid import DECAY, Affine
-from ..core.recurrence import Recurrence, Shortcut
+from ..core.recurrence import Recurrence
 from ..core.typing import Inputs
 from . import _decay, _scalar
-from ._products import inner, outer, product
+from ._products import in_rows, in_rows_after, inner, outer, product
 
 # e^60 = 1e26 and e^-60 leave float32 twelve decimal orders for what they multiply.
 MILD_DECAY = 60.0
-LEAF = 16
-GROUP = 8  # tokens that the first stage of a cumulative sum adds up
+STRETCH = 8
 
 
-class Decays(NamedTuple):
-    """What is left of a state's channels; arrays [C, K]."""
+class Decayed(NamedTuple):
+    """What reads and writes of a chunk's tokens make of the decays g `[C, K]`.
 
-    since_entry: jax.Array  # at this token, of the state that enters the chunk
-    until_exit: jax.Array  # at the chunk's exit, of what this token writes
-    reads: list[jax.Array]  # the queries, times since_entry
+    `scores[a][b]` are of reads a on writes b, `sum_d r_id w_jd exp(g_{j+1} + ... + g_i)_d`, zero above the diagonal.
+    """
+
+    scores: list[list[jax.Array]]  # [C, C]
+    reads: list[jax.Array]  # [C, K], decayed from the chunk's entry
+    writes: list[jax.Array]  # [C, K], decayed until the chunk's exit
+    since_entry: jax.Array  # [C, K] what is left, at each token, of the state that enters
 
 
 def element(x: Inputs) -> Affine:
     return Affine(x["g"][:, None], x["k"][:, None] * x["v"][None, :])
 
 
-def decayed_scores(
-    leaf: int | None, queries: Sequence[jax.Array], keys: Sequence[jax.Array], g: jax.Array
-) -> tuple[list[list[jax.Array]], Decays]:
-    """Scores `[C, C]` on and below the diagonal, `sum_d q_id k_jd exp(g_{j+1} + ... + g_i)_d`, and the chunk's decays.
-
-    All `queries` and `keys`, each `[C, K]`, meet the same decays `g [C, K]`: `scores[a][b]` is of queries a on keys b.
-    Decays must be mild in stretches of `leaf` tokens; None is the whole chunk, 1 is none at all.
-    """
-    size = g.shape[0]
-    leaf = min(leaf or size, size)
-    stretches = lambda xs: [x.reshape(-1, leaf, x.shape[-1]) for x in xs]  # noqa: E731
-    if leaf == 1:
-        sums, scores = _decay.leaves(g), _products(stretches(queries), stretches(keys))
-    else:
-        # Decays count from the stretch's entry, not from its middle, so that not even rounding depends on later tokens.
-        forward = _cumulated(*stretches([g]))
-        since_entry = jnp.exp(forward)
-        grown = _reciprocal(since_entry)
-        reads = [q * since_entry for q in stretches(queries)]
-        scores = jax.tree.map(jnp.tril, _products(reads, [k * grown for k in stretches(keys)]))
-        if leaf == size:
-            # exp(G_C) exp(-G) is one exponential less than exp(G_C - G), and just as precise
-            return _whole(scores), Decays(since_entry[0], since_entry[0, -1] * grown[0], _whole(reads))
-        sums = _decay.Sums(forward, forward[:, -1:] - forward)
-    while leaf < size:
-        later = [q[1::2] * jnp.exp(sums.forward[1::2]) for q in stretches(queries)]
-        earlier = [k[0::2] * jnp.exp(sums.backward[0::2]) for k in stretches(keys)]
-        scores = jax.tree.map(_decay.assemble, scores, _products(later, earlier))
-        sums, leaf = _decay.double(sums), 2 * leaf
-    since_entry = jnp.exp(sums.forward[0])
-    return _whole(scores), Decays(since_entry, jnp.exp(sums.backward[0]), [q * since_entry for q in queries])
-
-
-def _cumulated(g: jax.Array) -> jax.Array:
-    """Sums over the tokens so far of each stretch `[m, h, K]`, by products with ones: on every platform faster than a
-    cumulative sum. In two stages, of a few tokens and of what came before them, it takes a fraction of the products."""
-    groups = g.reshape(g.shape[0], -1, min(GROUP, g.shape[1]), g.shape[2])
-    size, count = groups.shape[2], groups.shape[1]
-    ones = lambda n, diagonal: jnp.tril(jnp.ones((n, n), g.dtype), diagonal)  # noqa: E731
-    own = jnp.matmul(ones(size, 0), groups, precision=lax.Precision.HIGHEST)
-    before = jnp.matmul(ones(count, -1), own[:, :, -1], precision=lax.Precision.HIGHEST)
-    return (own + before[:, :, None]).reshape(g.shape)
-
-
-@jax.custom_jvp
-def _reciprocal(x: jax.Array) -> jax.Array:
-    """exp(-G) from exp(G), for less than a second exponential."""
-    return 1 / x
-
-
-@_reciprocal.defjvp
-def _reciprocal_jvp(primals, tangents):
-    grown = _reciprocal(*primals)
-    return grown, -grown * (grown * tangents[0])  # a tangent of exp(G) is small where grown^2 would overflow
-
-
-def _products(queries: list[jax.Array], keys: list[jax.Array]) -> list[list[jax.Array]]:
-    return [[jax.vmap(inner)(q, k) for k in keys] for q in queries]
-
-
-def _whole(tree):
-    return jax.tree.map(lambda stretches: stretches[0], tree)
-
-
-def _mild(leaf: int | None, x: Inputs) -> jax.Array:
-    """Whether no channel decays by more than e^-MILD_DECAY over a stretch of LEAF tokens, or, `leaf` None, the chunk
-    (`g [B, N, C, HV, K]`).
+def mild(x: Inputs) -> jax.Array:
+    """Whether no channel decays by more than e^-MILD_DECAY over a chunk (`g [B, N, C, HV, K]`).
 
     NaN counts as mild: a broken token must not change how others are rounded.
     """
-    batch, chunks, size, *channels = x["g"].shape
-    leaves = x["g"].reshape(batch, chunks, max(1, size // LEAF), min(LEAF, size), *channels)
-    sums = leaves.sum(3)  # the same for every `leaf`
-    return ~jnp.any((sums if leaf else sums.sum(2)) < -MILD_DECAY)
+    return ~jnp.any(x["g"].sum(2) < -MILD_DECAY)
 
 
-DecayedScores = Callable[[Sequence[jax.Array], Sequence[jax.Array], jax.Array], tuple[list[list[jax.Array]], Decays]]
-"""`decayed_scores` of one `leaf`."""
+# ---- scores
+
+@jax.custom_vjp
+def decayed(mild: jax.Array, reads: Sequence[jax.Array], writes: Sequence[jax.Array], g: jax.Array) -> Decayed:
+    """Reads and writes, each `[C, K]`, under the same decays; `mild` says which of two exact ways is taken."""
+    return lax.cond(mild, in_rows_after(_mild), in_rows_after(_general), *in_rows((list(reads), list(writes), g)))
 
 
-class Preparations(TypedDict, total=False):
-    """Entries of a record."""
-
-    prepare: Callable
-    shortcuts: tuple[Shortcut, ...]
+def _forward(mild, reads, writes, g):
+    result = decayed(mild, reads, writes, g)
+    return result, (mild, list(reads), list(writes), g, result)
 
 
-def by_gates(prepare: Callable) -> Preparations:
-    """The record's entries for a `prepare(decayed_scores, x, keep)`."""
-    ways = {leaf: functools.partial(prepare, functools.partial(decayed_scores, leaf)) for leaf in (None, LEAF, 1)}
-    whole = Shortcut(functools.partial(_mild, None), ways[None])
-    leaves = Shortcut(functools.partial(_mild, LEAF), ways[LEAF], longer_than=LEAF)
-    return Preparations(prepare=ways[1], shortcuts=(whole, leaves))
+def _backward(residuals, d: Decayed):
+    """The gradient of the cumulated decays is that of what they multiply, times it: all of it falls out of the reads'
+    and the writes' gradients."""
+    mild, reads, writes, g, result = residuals
+    d = d._replace(scores=jax.tree.map(jnp.tril, d.scores))
+    pulled = lax.cond(mild, in_rows_after(_mild_pull), in_rows_after(_general_pull), *in_rows((reads, writes, g, result, d)))
+    d_reads, d_writes, d_sums = pulled
+    (d_g,) = jax.linear_transpose(_decay.running_sum, g)(d_sums)
+    return None, d_reads, d_writes, d_g
+
+
+decayed.defvjp(_forward, _backward)
+
+
+def _mild(reads: list, writes: list, g: jax.Array) -> Decayed:
+    """Decays count from the chunk's entry, not from its middle: not even rounding depends on later tokens."""
+    since_entry = jnp.exp(_decay.running_sum(g))
+    grown = 1 / since_entry  # for less than a second exponential
+    entered, left = [r * since_entry for r in reads], [w * grown for w in writes]
+    scores = [[jnp.tril(inner(r, w)) for w in left] for r in entered]
+    return Decayed(scores, entered, [w * since_entry[-1] for w in left], since_entry)
+
+
+def _mild_pull(reads: list, writes: list, g: jax.Array, result: Decayed, d: Decayed):
+    since_entry = result.since_entry
+    grown, last = 1 / since_entry, since_entry[-1]
+    left = [w * grown for w in writes]
+    d_entered = [sum(map(product, row, left), own) for row, own in zip(d.scores, d.reads, strict=True)]
+    d_left = [sum(map(outer, column, result.reads)) for column in zip(*d.scores, strict=True)]
+    d_left_exit = [own * last for own in d.writes]
+    d_sums = sum(map(jnp.multiply, result.reads, d_entered), d.since_entry * since_entry)
+    d_sums -= sum(w * (a + b) for w, a, b in zip(left, d_left, d_left_exit, strict=True))
+    d_sums = d_sums.at[-1].add(sum((w * b).sum(0) for w, b in zip(left, d_left_exit, strict=True)))
+    d_writes = [grown * (a + b) for a, b in zip(d_left, d_left_exit, strict=True)]
+    return [since_entry * x for x in d_entered], d_writes, d_sums
+
+
+class _Stretches(NamedTuple):
+    """Decays between the tokens of a chunk that is cut into m stretches of h tokens."""
+
+    near: jax.Array  # [m, h, h, K] inside a stretch, from a token to another or to itself; zero to an earlier one
+    later: jax.Array  # [m, h, K] from the stretch's start to each of its tokens
+    earlier: jax.Array  # [m, C, K] from each token of the chunk to the stretch's start; zero from its own and later ones
+
+
+def _stretches(g: jax.Array) -> tuple[_decay.Cumulated, _Stretches]:
+    size = g.shape[0]
+    h = min(STRETCH, size)
+    sums = _decay.cumulated(g)
+    cut = _decay.Cumulated(tuple(x.reshape(-1, h, x.shape[-1]) for x in sums.parts))
+    inside = cut.at((slice(None), slice(None), None)).minus(cut.at((slice(None), None)))
+    inside = jnp.where(jnp.tril(jnp.ones((h, h), bool))[..., None], inside, _decay.EMPTY)
+    # of the tokens before each stretch; none before the first
+    start = _decay.Cumulated(tuple(jnp.pad(x[:-1, -1:], ((1, 0), (0, 0), (0, 0))) for x in cut.parts))
+    before = jnp.arange(size) < h * jnp.arange(size // h)[:, None]
+    earlier = jnp.where(before[..., None], start.minus(sums), _decay.EMPTY)
+    return sums, _Stretches(jnp.exp(inside), jnp.exp(cut.minus(start)), jnp.exp(earlier))
+
+
+def _cut(x: jax.Array, like: _Stretches) -> jax.Array:
+    return x.reshape(*like.later.shape[:2], x.shape[-1])
+
+
+def _on_diagonal(blocks: jax.Array) -> jax.Array:
+    """`[m, h, h]` -> `[m, h, C]`: block n on the columns of stretch n."""
+    m, h, _ = blocks.shape
+    return (blocks[:, :, None, :] * jnp.eye(m, dtype=blocks.dtype)[:, None, :, None]).reshape(m, h, m * h)
+
+
+def _own_blocks(scores: jax.Array, h: int) -> jax.Array:
+    """The diagonal blocks `[m, h, h]` of `[C, C]`."""
+    m = scores.shape[0] // h
+    return (scores.reshape(m, h, m, h) * jnp.eye(m, dtype=scores.dtype)[:, None, :, None]).sum(2)
+
+
+def _general(reads: list, writes: list, g: jax.Array) -> Decayed:
+    sums, decays = _stretches(g)
+    since_entry, until_exit = jnp.exp(sums.since_entry), jnp.exp(sums.until_exit)
+
+    def scores(r, w):
+        near = (_cut(r, decays)[:, :, None] * _cut(w, decays)[:, None] * decays.near).sum(-1)
+        far = jax.vmap(inner)(_cut(r, decays) * decays.later, w * decays.earlier)
+        return (_on_diagonal(near) + far).reshape(r.shape[0], -1)
+
+    table = [[scores(r, w) for w in writes] for r in reads]
+    return Decayed(table, [r * since_entry for r in reads], [w * until_exit for w in writes], since_entry)
+
+
+def _general_pull(reads: list, writes: list, g: jax.Array, result: Decayed, d: Decayed):
+    sums, decays = _stretches(g)
+    until_exit = jnp.exp(sums.until_exit)
+    d_reads = [own * result.since_entry for own in d.reads]
+    d_exit = [own * until_exit for own in d.writes]
+    d_writes = list(d_exit)
+    for a, r in enumerate(reads):
+        for b, w in enumerate(writes):
+            own, rows = _own_blocks(d.scores[a][b], decays.near.shape[1])[..., None], _cut(d.scores[a][b], decays)
+            near, read = own * decays.near, _cut(r, decays) * decays.later
+            d_read = jax.vmap(product)(rows, w * decays.earlier) * decays.later
+            d_reads[a] += ((near * _cut(w, decays)[:, None]).sum(2) + d_read).reshape(r.shape)
+            d_written = (jax.vmap(outer)(rows, read) * decays.earlier).sum(0)
+            d_writes[b] += (near * _cut(r, decays)[:, :, None]).sum(1).reshape(w.shape) + d_written
+    d_sums = sum(map(jnp.multiply, reads, d_reads), d.since_entry * result.since_entry)
+    d_sums -= sum(map(jnp.multiply, writes, d_writes))
+    d_sums = d_sums.at[-1].add(sum((w * x).sum(0) for w, x in zip(writes, d_exit, strict=True)))
+    return d_reads, d_writes, d_sums
+
+
+# ---- the chunk form
 
 
 def one_earlier(x: jax.Array) -> jax.Array:
@@ -138,14 +179,14 @@ def one_earlier(x: jax.Array) -> jax.Array:
     return jnp.concatenate([x[..., 1:, :], jnp.zeros_like(x[..., :1, :])], axis=-2)
 
 
-def one_later(x: jax.Array, first: float = 0) -> jax.Array:
-    """The way back; what comes to stand at the first token."""
-    return jnp.concatenate([jnp.full_like(x[..., :1, :], first), x[..., :-1, :]], axis=-2)
+def one_later(x: jax.Array, first: jax.Array | None = None) -> jax.Array:
+    """The way back; `first` `[..., 1, K]` comes to stand at the first token, zeros if None."""
+    first = jnp.zeros_like(x[..., :1, :]) if first is None else first
+    return jnp.concatenate([first, x[..., :-1, :]], axis=-2)
 
 
 class Factors(NamedTuple):
-    """`readout` makes `scores v`, not `prepare`, which is a branch among others: the compiler leaves a branch whole,
-    while this product runs when there is time for it, as a state is on its way."""
+    """`readout` makes `scores v`, not `prepare`: that product can run while a state is on its way."""
 
     reads: jax.Array  # [C, K] queries, decayed from the chunk's entry
     scores: jax.Array  # [C, C] of queries on keys, decayed, causal
@@ -158,21 +199,21 @@ def readout(factors: Factors, state: jax.Array) -> jax.Array:
     return product(factors.scores, factors.v) + product(factors.reads, state)
 
 
-def at_exit(decays: Decays, docs: _decay.Documents | None) -> tuple[jax.Array, jax.Array]:
-    """What is left at the chunk's exit of the entering state `[K, 1]` and of what its tokens write `[C, K]`."""
-    return _decay.entering(decays.since_entry, docs)[-1][:, None], _decay.leaving(decays.until_exit, docs)
-
-
-def factors(x: Inputs, reads: jax.Array, scores: jax.Array, decays: Decays, docs) -> Factors:
+def factors(reads: jax.Array, scores: jax.Array, v: jax.Array, decayed: Decayed, docs) -> Factors:
     """From the decayed queries `[C, K]` and the masked scores `[C, C]`."""
-    decay, until_exit = at_exit(decays, docs)
-    return Factors(_decay.entering(reads, docs), scores, x["v"], decay, outer(x["k"] * until_exit, x["v"]))
+    writes = _decay.leaving(decayed.writes[0], docs)
+    return Factors(_decay.entering(reads, docs), scores, v, decay_to_exit(decayed, docs), outer(writes, v))
 
 
-def _prepare(decayed: DecayedScores, x: Inputs, keep: jax.Array | None) -> Factors:
+def decay_to_exit(decayed: Decayed, docs: _decay.Documents | None) -> jax.Array:
+    """`[K, 1]`: what is left, at the chunk's exit, of the entering state."""
+    return _decay.entering(decayed.since_entry, docs)[-1][:, None]
+
+
+def _prepare(x: Inputs, keep: jax.Array | None, mild: jax.Array) -> Factors:
     docs = _decay.documents(keep)
-    ((scores,),), decays = decayed([x["q"]], [x["k"]], x["g"])
-    return factors(x, decays.reads[0], _decay.causal(scores, docs), decays, docs)
+    d = decayed(mild, [x["q"]], [x["k"]], x["g"])
+    return factors(d.reads[0], _decay.within(d.scores[0][0], docs), x["v"], d, docs)
 
 
 DIAGONAL_DECAY = Recurrence(
@@ -182,7 +223,8 @@ DIAGONAL_DECAY = Recurrence(
     output=_scalar.output,
     monoid=DECAY,
     init_state=_scalar.init_state,
-    **by_gates(_prepare),
+    prepare=_prepare,
     advance=_scalar.advance,
     readout=readout,
+    decide=mild,
 )

@@ -18,10 +18,10 @@ from ..core.monoid import Monoid, long_sum
 from ..core.recurrence import Recurrence
 from ..core.typing import Inputs
 from . import _decay, _scalar
+from ._decay import EMPTY
 from ._products import inner, outer, product
 
 EPS = 1e-12  # keeps 0 / 0 away; features are about 1
-EMPTY = -1e30  # the log of nothing: finite, so that EMPTY - EMPTY is 0 and not NaN
 # exp(-m) below which a denominator counts as exp(-40), 1e-18 of the largest weight: its inverse square is a float32.
 LARGEST_LOG = 40.0
 
@@ -146,12 +146,12 @@ def _bounded_quotient(numerator: jax.Array, denominator: jax.Array, m: jax.Array
 
 
 def _prepare_weighted(x: Inputs, keep: jax.Array | None) -> Stabilised:
-    (pairs, sums), docs = _decay.pair_sums(x["f"]), _decay.documents(keep)
-    kept = jnp.tril(jnp.ones(pairs.shape, bool)) if docs is None else jnp.tril(docs.same)
-    logs = jnp.where(kept, pairs + x["i"][None, :], EMPTY)
+    sums, docs = _decay.cumulated(x["f"], of="weight"), _decay.documents(keep)
+    logs = sums.pairs() + x["i"][None, :]
+    logs = jnp.where(_decay.causal_pairs(logs.shape[0], docs), logs, EMPTY)
     size = lax.stop_gradient(logs.max(-1))
     scores = inner(x["q"], x["k"]) * jnp.exp(logs - size[:, None])
-    entering, exits = sums.forward, sums.backward + x["i"]
+    entering, exits = sums.since_entry, sums.until_exit + x["i"]
     log_decay = entering[-1]
     if docs is not None:
         entering, exits = jnp.where(docs.entry, entering, EMPTY), jnp.where(docs.exit, exits, EMPTY)

@@ -39,9 +39,9 @@ def init_state(x: Inputs) -> jax.Array:
 
 
 def prepare(x: Inputs, keep: jax.Array | None) -> Factors:
-    (pairs, sums), docs = _decay.pair_sums(x["g"]), _decay.documents(keep)
-    scores = _decay.causal(inner(x["q"], x["k"]) * jnp.exp(pairs), docs)
-    return factors(x, scores, jnp.exp(sums.forward)[:, None], jnp.exp(sums.backward)[:, None], docs)
+    sums, docs = _decay.cumulated(x["g"]), _decay.documents(keep)
+    scores = inner(x["q"], x["k"]) * _decay.pair_decays(sums, docs)
+    return factors(x, scores, jnp.exp(sums.since_entry)[:, None], jnp.exp(sums.until_exit)[:, None], docs)
 
 
 def factors(x: Inputs, scores: jax.Array, since_entry: jax.Array, until_exit: jax.Array, docs) -> Factors:

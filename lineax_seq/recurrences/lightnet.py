@@ -18,19 +18,20 @@ from ..core.arguments import KEYS, QUERIES, VALUES
 from ..core.layout import compute_dtype
 from ..core.monoid import Monoid
 from ..core.operator import Operator
-from ..core.recurrence import Recurrence, Shortcut
+from ..core.recurrence import Form, Recurrence, Special
 from ..core.typing import Inputs
 from . import _decay, _scalar
 from ._bidirectional import undecayed
-from ._normalised import EMPTY
+from ._decay import EMPTY
 from ._products import inner, outer, product
 
 # Where all keys of a chunk are this near to its first one, per channel, one matrix product gives the scores: their
-# exponentials, and the inverse squares of those in the gradient, are float32s.
+# exponentials, and the inverse squares of those in the gradient, are float32s. Logits of a trained model are. Others go
+# token by token, which is a tenth as fast and as exact.
 MILD_KEYS = 30.0
 
 
-class Mild(NamedTuple):
+class Factors(NamedTuple):
     """Factors relative to the chunk's first key."""
 
     q: jax.Array  # [C, K]
@@ -42,21 +43,6 @@ class Mild(NamedTuple):
     entry: jax.Array | None  # [C, 1] 1 where the token belongs to the document of the entering state
     through: jax.Array | None  # (1,) log: 0, or EMPTY when a document starts
     exit: tuple[jax.Array, jax.Array]  # (z, S) of the chunk's own tokens
-
-
-class Levels(NamedTuple):
-    """Factors by halves, relative to the sum of the earlier half: for keys of any size."""
-
-    q: jax.Array
-    v: jax.Array
-    k: jax.Array  # [C, K]
-    total: jax.Array  # [C, K] z of the chunk's own tokens up to this one
-    keys: tuple[jax.Array, ...]  # per level [m, h, K]: exp(k - middle) of the earlier halves
-    middles: tuple[jax.Array, ...]  # per level [m, 1 or h, K]: z of the earlier half as the later tokens see it
-    same: jax.Array | None
-    entry: jax.Array | None
-    through: jax.Array | None
-    exit: tuple[jax.Array, jax.Array]
 
 
 def _merge(earlier, later):
@@ -87,7 +73,7 @@ def _masks(docs: _decay.Documents | None, dtype):
     return docs.same.astype(dtype), docs.entry.astype(dtype)[:, None], through
 
 
-def _prepare_mild(x: Inputs, keep: jax.Array | None) -> Mild:
+def _prepare(x: Inputs, keep: jax.Array | None) -> Factors:
     k, v, docs = x["k"], x["v"], _decay.documents(keep)
     first = lax.stop_gradient(k[0])
     keys = jnp.exp(k - first) * _present(k)
@@ -96,38 +82,7 @@ def _prepare_mild(x: Inputs, keep: jax.Array | None) -> Mild:
     last = jnp.where(sums[-1] > 0, sums[-1], 1)
     total = jnp.where(sums[-1] > 0, first + jnp.log(last), EMPTY)
     mean = outer(_decay.leaving(keys, docs), v) / last[:, None]
-    return Mild(x["q"], v, keys, sums, first, *_masks(docs, k.dtype), (total, mean))
-
-
-def _prepare(x: Inputs, keep: jax.Array | None) -> Levels:
-    k, v, docs = x["k"], x["v"], _decay.documents(keep)
-    count = None if keep is None else jnp.cumsum(~keep)
-    total, keys, middles = k[:, None], [], []  # of blocks of one token
-    while total.shape[0] > 1:
-        left, right = total[0::2], total[1::2]
-        middle = left[:, -1:]
-        own, reach = _halves(k, left.shape[1])[0], lax.stop_gradient(middle)
-        logs = own - reach
-        joined = jnp.logaddexp(right, middle)
-        if count is not None:  # the middle is one document's: that of the earlier half's last token
-            earlier, later = _halves(count[:, None], left.shape[1])
-            earlier, later = earlier == earlier[:, -1:], later == earlier[:, -1:]
-            logs, reach = jnp.where(earlier, logs, EMPTY), jnp.where(later, reach, EMPTY)
-            joined = jnp.where(later, joined, right)
-        keys.append(jnp.exp(logs) * _present(own))
-        middles.append(reach)
-        total = jnp.concatenate([left, joined], axis=1)
-    total = total[0]
-    logs = k - total[-1]
-    writes = jnp.exp(logs if docs is None else jnp.where(docs.exit[:, None], logs, EMPTY)) * _present(k)
-    exits = total[-1], outer(writes, v)
-    return Levels(x["q"], v, k, total, tuple(keys), tuple(middles), *_masks(docs, k.dtype), exits)
-
-
-def _halves(x: jax.Array, h: int) -> tuple[jax.Array, jax.Array]:
-    """The earlier and later halves `[m, h, ...]` of consecutive blocks of 2h tokens."""
-    x = x.reshape(-1, 2, h, *x.shape[1:])
-    return x[:, 0], x[:, 1]
+    return Factors(x["q"], v, keys, sums, first, *_masks(docs, k.dtype), (total, mean))
 
 
 def _mild(x: Inputs) -> jax.Array:
@@ -136,12 +91,12 @@ def _mild(x: Inputs) -> jax.Array:
     return ~jnp.any(far & (x["k"] > EMPTY / 2))
 
 
-def _advance(factors: Mild | Levels, state):
+def _advance(factors: Factors, state):
     total, mean = state
     return _merge((total if factors.through is None else total + factors.through, mean), factors.exit), None
 
 
-def _readout_mild(factors: Mild, state) -> jax.Array:
+def _readout(factors: Factors, state) -> jax.Array:
     total, mean = state
     top = lax.stop_gradient(jnp.maximum(factors.first, total))
     own, old = jnp.exp(factors.first - top), jnp.exp(total - top)
@@ -152,22 +107,6 @@ def _readout_mild(factors: Mild, state) -> jax.Array:
     scores = jnp.tril(inner(q * own, factors.keys))
     scores = scores if factors.same is None else scores * factors.same
     return product(q * old, mean) + product(scores, factors.v)
-
-
-def _readout(factors: Mild | Levels, state) -> jax.Array:
-    if isinstance(factors, Mild):
-        return _readout_mild(factors, state)
-    q, (before, mean) = factors.q, state
-    if factors.entry is not None:
-        before = jnp.where(factors.entry > 0, before, EMPTY)
-    total = jnp.logaddexp(factors.total, before)
-    scores = jnp.zeros((q.shape[0], 1, 1), q.dtype)
-    for keys, middle in zip(factors.keys, factors.middles, strict=True):
-        later = _halves(q, keys.shape[1])[1] * jnp.exp(middle - _halves(total, keys.shape[1])[1])
-        scores = _decay.assemble(scores, jnp.einsum("mid,mjd->mij", later, keys))
-    itself = (q * _present(factors.k) * jnp.exp(factors.k - total)).sum(-1)
-    scores = scores[0] if factors.same is None else scores[0] * factors.same
-    return (q * jnp.exp(before - total)) @ mean + (scores + jnp.diag(itself)) @ factors.v
 
 
 RUNNING_SOFTMAX = Recurrence(
@@ -183,10 +122,7 @@ RUNNING_SOFTMAX = Recurrence(
         total=lambda tokens, state, start: state,
     ),
     init_state=lambda x: (jnp.full_like(x["k"], EMPTY), _scalar.init_state(x)),
-    prepare=_prepare,
-    advance=_advance,
-    readout=_readout,
-    shortcuts=(Shortcut(_mild, _prepare_mild),),
+    special=Special(_mild, Form(_prepare, _advance, _readout)),
 )
 
 
@@ -203,7 +139,7 @@ def _document_totals(k: jax.Array, reset: jax.Array | None) -> jax.Array:
     return jax.vmap(row)(k, segments)
 
 
-def _bidirectional(scale, chunk_size, xs: Inputs, reset, state, blocks):
+def _bidirectional(target, scale, chunk_size, xs: Inputs, reset, state, blocks):
     """Linear attention over the document with keys that a softmax over its tokens has normalised."""
     v, (before, mean) = xs["v"], state
     repeat = lambda x: jnp.repeat(x.astype(compute_dtype(xs)), v.shape[2] // x.shape[2], axis=2)  # noqa: E731
@@ -214,7 +150,7 @@ def _bidirectional(scale, chunk_size, xs: Inputs, reset, state, blocks):
         joined = jnp.where((jnp.cumsum(reset, axis=1) == 0)[..., None, None], joined, total)
     mean = jnp.exp(before - joined[:, 0])[..., None] * mean
     keys = jnp.exp(k - joined) * _present(k)
-    mean, o = undecayed(scale, chunk_size, {"q": q, "k": keys, "v": v}, reset, mean, None)
+    mean, o = undecayed(target, scale, chunk_size, {"q": q, "k": keys, "v": v}, reset, mean, None)
     return (joined[:, -1], mean), o
 
 

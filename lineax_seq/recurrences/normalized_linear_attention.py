@@ -23,12 +23,12 @@ def _features(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.concatenate([jax.nn.softmax(x), jax.nn.softmax(-x)], axis=-1)[..., : shape[-1]]
 
 
-def _bidirectional(scale, chunk_size, xs, reset, state, blocks):
+def _bidirectional(target, scale, chunk_size, xs, reset, state, blocks):
     """Linear attention of the values and of a column of ones: numerators and denominators."""
     v = xs["v"].astype(compute_dtype(xs))
     both = {**xs, "v": jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)}
     state = jnp.concatenate([state[0], state[1][..., None]], axis=-1)
-    state, sums = undecayed(scale, chunk_size, both, reset, state, blocks)
+    state, sums = undecayed(target, scale, chunk_size, both, reset, state, blocks)
     o = _normalised.quotient(sums[..., :-1], sums[..., -1])
     return (state[..., :-1], state[..., -1]), o.astype(xs["v"].dtype)
 

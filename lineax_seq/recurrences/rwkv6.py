@@ -21,12 +21,12 @@ def _output(x: Inputs, state: jax.Array, previous: jax.Array) -> jax.Array:
     return x["q"] @ previous + (x["q"] * x["u"] * x["k"]).sum() * x["v"]
 
 
-def _prepare(decayed: _diagonal.DecayedScores, x: Inputs, keep: jax.Array | None) -> _diagonal.Factors:
-    docs, earlier = _decay.documents(keep), _diagonal.one_earlier(x["q"])
-    ((scores,),), decays = decayed([earlier], [x["k"]], x["g"])
-    bonus = jnp.diag((x["q"] * x["u"] * x["k"]).sum(-1))
-    scores = _decay.causal(_diagonal.one_later(scores), docs, strict=True) + bonus
-    return _diagonal.factors(x, x["q"] * _diagonal.one_later(decays.since_entry, first=1), scores, decays, docs)
+def _prepare(x: Inputs, keep: jax.Array | None, mild: jax.Array) -> _diagonal.Factors:
+    docs, q = _decay.documents(keep), x["q"]
+    d = _diagonal.decayed(mild, [_diagonal.one_earlier(q)], [x["k"]], x["g"])
+    bonus = jnp.diag((q * x["u"] * x["k"]).sum(-1))
+    scores = _decay.within(_diagonal.one_later(d.scores[0][0]), docs) + bonus
+    return _diagonal.factors(_diagonal.one_later(d.reads[0], first=q[:1]), scores, x["v"], d, docs)
 
 
 DIAGONAL_DECAY_BONUS = Recurrence(
@@ -37,7 +37,8 @@ DIAGONAL_DECAY_BONUS = Recurrence(
     output=_output,
     monoid=DECAY,
     init_state=_scalar.init_state,
-    **_diagonal.by_gates(_prepare),
+    prepare=_prepare,
+    decide=_diagonal.mild,
     advance=_scalar.advance,
     readout=_diagonal.readout,
 )

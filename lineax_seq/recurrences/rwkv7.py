@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from ..core.arguments import CHANNEL_DECAYS, KEYS, QUERIES, VALUES, Argument, rate, unit
 from ..core.monoid import DENSE, Affine
 from ..core.operator import Operator
-from ..core.recurrence import Recurrence
+from ..core.recurrence import Adjoint, Recurrence
 from ..core.typing import Inputs
 from . import _decay, _diagonal, _scalar
-from ._products import columns, product
+from ._products import columns, inner, product
 from ._triangular import unit_lower_solve
 
 
@@ -47,17 +47,17 @@ def _update(x: Inputs, state: jax.Array) -> jax.Array:
     return jnp.exp(x["g"])[:, None] * state + x["b"][:, None] * read[None, :] + written
 
 
-def _prepare(decayed: _diagonal.DecayedScores, x: Inputs, keep: jax.Array | None) -> Factors:
-    docs = _decay.documents(keep)
-    scores, decays = decayed([x["q"], _diagonal.one_earlier(x["a"])], [x["k"], x["b"]], x["g"])
-    qk, qb = (_decay.causal(s, docs) for s in scores[0])
-    ak, ab = (_decay.causal(_diagonal.one_later(s), docs, strict=True) for s in scores[1])
+def _prepare(x: Inputs, keep: jax.Array | None, mild: jax.Array) -> Factors:
+    docs, a = _decay.documents(keep), x["a"]
+    d = _diagonal.decayed(mild, [x["q"], _diagonal.one_earlier(a)], [x["k"], x["b"]], x["g"])
+    qk, qb = (_decay.within(s, docs) for s in d.scores[0])
+    ak, ab = (_decay.within(_diagonal.one_later(s), docs) for s in d.scores[1])
 
-    reads = _decay.entering(x["a"] * _diagonal.one_later(decays.since_entry, first=1), docs)
+    reads = _decay.entering(_diagonal.one_later(d.reads[1], first=a[:1]), docs)
     state_reads, own_reads = unit_lower_solve(-ab, (None, reads), (None, product(ak, x["v"])))
-    reads = jnp.concatenate([state_reads, _decay.entering(decays.reads[0], docs)])
-    decay, until_exit = _diagonal.at_exit(decays, docs)
-    writes = columns(jnp.concatenate([x["k"] * until_exit, x["b"] * until_exit]))
+    reads = jnp.concatenate([state_reads, _decay.entering(d.reads[0], docs)])
+    writes = columns(jnp.concatenate([_decay.leaving(w, docs) for w in d.writes]))
+    decay = _diagonal.decay_to_exit(d, docs)
     return Factors(reads, own_reads, decay, writes, x["v"], jnp.concatenate([qk, qb], axis=1))
 
 
@@ -72,6 +72,31 @@ def _readout(factors: Factors, seen: tuple[jax.Array, jax.Array]) -> jax.Array:
     return queried + product(factors.scores, written)
 
 
+def _ready(factors: Factors) -> tuple[jax.Array, ...]:
+    return factors.decay, columns(factors.reads), columns(factors.writes)
+
+
+def _retreat(ready, d_state: jax.Array, d_seen: tuple[jax.Array, jax.Array]):
+    decay, reads, writes = ready
+    d_written, d_queried = d_seen
+    d_written += product(writes, d_state)
+    d_rows = jnp.concatenate([jnp.split(d_written, 2)[1], d_queried])  # of what all rows read of the state
+    return decay * d_state + product(reads, d_rows), (d_written, d_rows)
+
+
+def _gather(factors: Factors, state: jax.Array, seen, d_state: jax.Array, kept) -> Factors:
+    d_written, d_rows = kept
+    d_v, d_own_reads = jnp.split(d_written, 2)
+    return Factors(
+        reads=inner(d_rows, state),
+        own_reads=d_own_reads,
+        decay=(d_state * state).sum(-1, keepdims=True),
+        writes=inner(d_state, seen[0]),
+        v=d_v,
+        scores=jnp.zeros_like(factors.scores),
+    )
+
+
 DIAGONAL_PLUS_LOW_RANK = Recurrence(
     name="diagonal_plus_low_rank",
     fields={"q": "H K", "k": "H K", "v": "HV V", "g": "HV K", "a": "HV K", "b": "HV K"},
@@ -80,9 +105,11 @@ DIAGONAL_PLUS_LOW_RANK = Recurrence(
     monoid=DENSE,
     init_state=_scalar.init_state,
     update=_update,
-    **_diagonal.by_gates(_prepare),
+    prepare=_prepare,
+    decide=_diagonal.mild,
     advance=_advance,
     readout=_readout,
+    adjoint=Adjoint(_ready, _retreat, _gather),
 )
 
 

@@ -10,7 +10,7 @@ from cases import CHUNK, SIZES, Case, chunked, evaluate, reference
 from tolerances import GRADIENTS, OUTPUTS, assert_close, relative_rms
 
 import lineax_seq as ls
-from lineax_seq.core import monoid, operator as operator_module
+from lineax_seq.core import lowering, monoid
 from lineax_seq.core.arguments import rate, wide_rate
 from lineax_seq.core.monoid import Segmented
 
@@ -294,9 +294,9 @@ def test_gates_that_close_completely(operator):
 def test_second_call_does_not_retrace(operator):
     args = operator.example(jax.random.key(0), **SIZES)
     operator(**args, chunk_size=CHUNK)
-    before = operator_module._chunk._cache_size()
+    before = lowering.run._cache_size()
     operator(**jax.tree.map(lambda x: x * 0.5, args), chunk_size=CHUNK)
-    assert operator_module._chunk._cache_size() == before
+    assert lowering.run._cache_size() == before
     traces = []
 
     @jax.jit

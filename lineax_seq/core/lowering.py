@@ -1,0 +1,151 @@
+"""From a call's checked arguments to a record's fields, through one form, and back: the compiled part of a call."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from . import dispatch, forms, quarantine
+from .layout import Layout, compute_dtype
+from .target import Target
+from .typing import State
+
+if TYPE_CHECKING:
+    from .operator import Operator
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """All that is static in a call: what is computed, in which way, and for which target.
+
+    Attributes:
+        chunk_size: C; for kernels None where the caller does not say, as they have tuned sizes of their own.
+        axis_name, strategy: of a shard, see `parallel.sequence`.
+    """
+
+    operator: "Operator"
+    target: Target
+    implementation: str
+    form: str
+    scale: float | None = None
+    chunk_size: int | None = None
+    causal: bool = True
+    block_size: int | None = None
+    axis_name: str | None = None
+    strategy: str | None = None
+
+
+def on_shard(how: How, xs: dict, segment_ids, state, first_head):
+    """The computation of one shard of T. `lineax_seq.parallel` puts its own in this place when it is imported."""
+    raise NotImplementedError(f"{how.operator.name}: axis_name needs lineax_seq.parallel; import lineax_seq")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(how: How, xs: dict, segment_ids, state: State | None) -> tuple[jax.Array, State]:
+    """`(o, final state)` of checked arguments.
+
+    Raises:
+        NotImplementedError: the implementation cannot, with the reason.
+    """
+    return compute(how, xs, segment_ids, state)
+
+
+def compute(how: How, xs: dict, segment_ids, state: State | None, first_head: jax.Array | int = 0):
+    """What `run` compiles; `first_head` is the number of the first value head, not 0 on one device's part of many."""
+    if how.axis_name is not None:
+        return on_shard(how, xs, segment_ids, state, first_head)
+    operator = how.operator
+    place = {"first_head": first_head} if operator.numbers_heads else {}
+    fields, reset, state = prepared(operator, xs, resets(segment_ids), state, **place)
+    if how.causal and how.block_size is None:
+        whole = functools.partial(form_of(how), reset=reset)
+    else:
+        whole = _bidirectional(how, reset, *xs[next(iter(operator.arguments))].shape[:2])
+    if reset is not None:
+        whole = quarantine.around(operator.recurrence, whole, reset, causal=how.causal)
+    return finished(operator, xs, whole(fields, state=state))
+
+
+def form_of(how: How) -> Callable:
+    """`(fields, reset, state) -> (final state, o)`.
+
+    Raises:
+        NotImplementedError: there is no such kernel, with the reason.
+    """
+    record = how.operator.recurrence
+    if how.implementation == "xla":
+        if how.form == "chunk":
+            return functools.partial(forms.chunk, record, how.target, how.scale, how.chunk_size)
+        return functools.partial(forms.scan, record, how.scale)
+    if how.form == "scan":
+        raise NotImplementedError(f"{how.implementation}: the token scan has no kernel")
+    if how.form == "step":
+        return functools.partial(_step, how)
+    return functools.partial(dispatch.kernel(record, how.implementation), how.scale, how.chunk_size)
+
+
+def _step(how: How, fields: dict, reset, state: State):
+    record = how.operator.recurrence
+    if Layout.of(record, fields).length > 1:
+        raise NotImplementedError(f"{how.implementation}: its kernel takes one step a token, not several")
+    token = {name: x[:, 0] if name in record.fields else x for name, x in fields.items()}
+    final, o = dispatch.kernel(record, how.implementation, "STEPS")(how.scale, token, state)
+    return final, o[:, None].astype(fields[record.output_field].dtype)
+
+
+def _bidirectional(how: How, reset, batch: int, length: int) -> Callable:
+    if how.implementation != "xla":
+        raise NotImplementedError(f"{how.implementation}: no kernel that reads the future yet")
+    starts = None
+    if how.block_size is not None:
+        starts = positions(0, reset, batch, length) % how.block_size == 0
+    both: Any = how.operator.bidirectional  # the checks refuse a call where it is None
+    return lambda fields, state: both(how.target, how.scale, how.chunk_size, fields, reset, state, starts)
+
+
+# ---- arguments to fields
+
+
+def resets(segment_ids) -> jax.Array | None:
+    """True where a token's document differs from the token's before it; never at the first token."""
+    if segment_ids is None:
+        return None
+    return jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
+
+
+def positions(seen: jax.Array | int, reset: jax.Array | None, batch: int, length: int) -> jax.Array:
+    """`[B, T]` int32: how many tokens of its document came before each token, `seen` of them before the first."""
+    places = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+    before = jnp.broadcast_to(jnp.asarray(seen, jnp.int32), (batch,))[:, None] + places
+    if reset is None:
+        return before
+    start = lax.cummax(jnp.where(reset, places, -1), axis=1)  # of the token's document, -1 in the first
+    return jnp.where(start < 0, before, places - start)
+
+
+def zero_state(operator: "Operator", fields: dict) -> State:
+    return Layout.of(operator.recurrence, fields).zero_state(fields)
+
+
+def prepared(operator: "Operator", xs: dict, reset, state, **place):
+    """`(fields, reset, state)` of the record; `place` goes to `Operator.fields`."""
+    fields = operator.fields(xs, reset, state, **place)
+    if state is None:
+        state = zero_state(operator, fields)
+    else:
+        state = jax.tree.map(lambda s: jnp.asarray(s, compute_dtype(fields)), state)
+    if reset is not None:
+        length = Layout.of(operator.recurrence, fields).length
+        if length != reset.shape[1]:  # micro-steps: a document starts at the first of its token's
+            steps = length // reset.shape[1]
+            reset = jnp.pad(reset[:, :, None], ((0, 0), (0, 0), (0, steps - 1))).reshape(reset.shape[0], length)
+    return fields, reset, state
+
+
+def finished(operator: "Operator", xs: dict, result) -> tuple[jax.Array, State]:
+    final, o = result
+    return (o if operator.finish is None else operator.finish(o, xs)), final
