@@ -8,6 +8,7 @@ import numpy as np
 
 import lineax_seq as ls
 from lineax_seq.core import forms
+from lineax_seq.core.target import target_here
 
 CHUNK = 16
 SIZES = dict(B=2, T=2 * CHUNK + 5, H=2, HV=4, K=8, V=16, D=8, N=4, L=7)
@@ -83,6 +84,6 @@ def chunked(operator: ls.Operator, chunk_size: int, derived: bool = False):
     @jax.jit
     def run(args, state):
         scale = args["q"].shape[-1] ** -0.5 if operator.scaled else None
-        return forms.chunk(record, scale, chunk_size, operator.fields(args, None, state), None, state)
+        return forms.chunk(record, target_here(), scale, chunk_size, operator.fields(args, None, state), None, state)
 
     return run

@@ -27,7 +27,7 @@ def around(record: Recurrence, run: Callable, reset: jax.Array, causal: bool = T
         bad = {name: _bad_tokens(record, name, x, heads) for name, x in fields.items() if name in record.fields}
         written = _any([b for name, b in bad.items() if name not in queries])
         entered = _bad_state(state, heads)
-        clean = {n: jnp.where(_bad(x, n in record.fields), 0, x) for n, x in fields.items()}
+        clean = {n: jnp.where(_bad(record, n, x), 0, x) if n in record.fields else x for n, x in fields.items()}
         clean_state = jax.tree.map(lambda s: jnp.where(_wide(entered, s), 0, s), state)
         final, o = run(clean, state=clean_state, **more)
         spoilt, last = _spoilt(written, entered, reset, causal)
@@ -43,14 +43,14 @@ def _wide(mask: jax.Array, x: jax.Array) -> jax.Array:
     return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
 
 
-def _bad(x: jax.Array, is_field: bool) -> jax.Array:
-    """Where a field is not finite; a parameter belongs to all documents and stays as it is."""
-    return ~jnp.isfinite(x) if is_field else jnp.zeros((), bool)
+def _bad(record: Recurrence, name: str, x: jax.Array) -> jax.Array:
+    """Where a field is not finite; of logarithms -inf is as good as any. A parameter belongs to all documents."""
+    return ~jnp.isfinite(x) & ~(x < 0) if name in record.logs else ~jnp.isfinite(x)
 
 
 def _bad_tokens(record: Recurrence, name: str, x: jax.Array, heads: int | None) -> jax.Array:
     """`[B, T, HV]`, or `[B, T]` without heads."""
-    bad = ~jnp.isfinite(x)
+    bad = _bad(record, name, x)
     if heads is None:
         return bad.any(axis=tuple(range(2, bad.ndim)))
     if record.head_letter(name) is None:

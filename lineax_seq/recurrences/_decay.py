@@ -7,6 +7,7 @@ former are exact in float32, and so are their differences; sums of the latter st
 errors do too.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ LOWEST = {"decay": -110.0, "weight": -1e8}  # exp(-110) is zero in float32
 
 
 class Cumulated(NamedTuple):
-    """Log-decays `[C, ...]` summed from the chunk's first token to each one, both included, in parts, the largest first."""
+    """Log-decays `[C, ...]` summed from the chunk's first token to each one, both included, in parts, largest first."""
 
     parts: tuple[jax.Array, ...]
 
@@ -29,11 +30,6 @@ class Cumulated(NamedTuple):
     def since_entry(self) -> jax.Array:
         """The log of what is left, at each token, of the state that enters the chunk."""
         return sum(self.parts[1:], self.parts[0])
-
-    @property
-    def until_exit(self) -> jax.Array:
-        """The log of what is left, at the chunk's exit, of what each token writes."""
-        return self.at(slice(-1, None)).minus(self)
 
     def minus(self, other: "Cumulated") -> jax.Array:
         """The log-decay from the tokens of `other` to these."""
@@ -43,26 +39,31 @@ class Cumulated(NamedTuple):
     def at(self, index) -> "Cumulated":
         return Cumulated(tuple(part[index] for part in self.parts))
 
-    def pairs(self) -> jax.Array:
-        """`[C, C]`: from token j to token i, of log-decays `[C]`; meaningless for j > i."""
-        return self.at((slice(None), None)).minus(self.at((None, slice(None))))
+
+def bounded(g: jax.Array, of: str = "decay") -> jax.Array:
+    """Log-decays, closed ones at the lowest that counts; their gradients are zero.
+
+    Args:
+        of: "decay" where only exponentials of sums count, so that a gate whose exponential is zero may as well be less
+            closed than it is. "weight" where a weight may make up for what a gate closes, as in mLSTM: closed gates
+            stay apart down to -1e8.
+    """
+    return jnp.maximum(g, LOWEST[of] if jnp.finfo(g.dtype).bits <= 32 else 7 * LOWEST[of])
 
 
 def cumulated(g: jax.Array, of: str = "decay") -> Cumulated:
-    """Sums of log-decays `g [C, ...]`.
-
-    Args:
-        of: "decay" where only exponentials of the sums count, so that a gate whose exponential is zero may as well be
-            less closed than it is. "weight" where a weight may make up for what a gate closes, as in mLSTM: closed gates
-            stay apart down to -1e8.
-    """
-    lowest = LOWEST[of] if jnp.finfo(g.dtype).bits <= 32 else 7 * LOWEST[of]
-    rest, parts = jnp.maximum(g, lowest), []
+    """Sums of `bounded` log-decays `g [C, ...]`."""
+    rest, parts = g, []
     for step in (COARSE_STEP, FINE_STEP) if of == "weight" else (FINE_STEP,):
         parts.append(lax.stop_gradient(jnp.round(rest / step) * step))
         rest -= parts[-1]
     sums = running_sum(jnp.stack([*parts, rest], axis=1))
     return Cumulated(tuple(sums[:, n] for n in range(sums.shape[1])))
+
+
+def until_exit(g: jax.Array) -> jax.Array:
+    """The log of what is left, at the chunk's exit, of what each token writes: the sum of `g` over later tokens."""
+    return jnp.flip(running_sum(jnp.flip(jnp.concatenate([g[1:], jnp.zeros_like(g[:1])]), 0)), 0)
 
 
 def running_sum(x: jax.Array) -> jax.Array:
@@ -79,10 +80,43 @@ def running_sum(x: jax.Array) -> jax.Array:
     return (own + before[:, None]).reshape(x.shape)
 
 
-def pair_decays(sums: Cumulated, docs: "Documents | None") -> jax.Array:
-    """`[C, C]`: what is left at token i of what token j wrote; zero for j > i and between documents."""
-    logs = sums.pairs()
-    return jnp.exp(jnp.where(causal_pairs(logs.shape[0], docs), logs, EMPTY))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def pair_logs(g: jax.Array, of: str = "decay") -> jax.Array:
+    """`[C, C]`: the log-decay from token j to a later token i, of log-decays `g [C]`; zero for j >= i.
+
+    Its gradient sums, for each gate, the pairs that it lies between, and no others: the difference of two cumulative sums
+    would leave their rounding errors in gradients that strong decays make small.
+    """
+    sums = cumulated(g, of)
+    logs = sums.at((slice(None), None)).minus(sums.at((None, slice(None))))
+    return jnp.where(jnp.tril(jnp.ones(logs.shape, bool), -1), logs, 0)
+
+
+def _pair_logs_backward(of: str, size: int, d_logs: jax.Array) -> tuple[jax.Array]:
+    ones = jnp.ones((size, size), d_logs.dtype)
+    later = jnp.matmul(jnp.triu(ones), jnp.tril(d_logs, -1), precision=lax.Precision.HIGHEST)  # sums over i >= t
+    return (jnp.tril(later, -1).sum(1),)
+
+
+pair_logs.defvjp(lambda g, of: (pair_logs(g, of), g.shape[0]), _pair_logs_backward)
+
+
+class PerHead(NamedTuple):
+    """What is left of a state whose channels share their decays."""
+
+    since_entry: jax.Array  # [C] at each token, of the state that enters the chunk
+    until_exit: jax.Array  # [C] at the chunk's exit, of what each token writes
+    logs: jax.Array  # [C, C] the log of what is left at token i of what token j wrote, zero for j >= i
+
+    def pairs(self, docs: "Documents | None") -> jax.Array:
+        """`[C, C]`: what is left at token i of what token j wrote; zero for j > i and between documents."""
+        return jnp.where(causal_pairs(self.logs.shape[0], docs), jnp.exp(self.logs), 0)
+
+
+def per_head(g: jax.Array) -> PerHead:
+    """Of log-decays `g [C]`."""
+    g = bounded(g)
+    return PerHead(jnp.exp(running_sum(g)), jnp.exp(until_exit(g)), pair_logs(g))
 
 
 def causal_pairs(size: int, docs: "Documents | None") -> jax.Array:

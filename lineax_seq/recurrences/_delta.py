@@ -62,9 +62,8 @@ def _prepare_undecayed(x: Inputs, keep: jax.Array | None) -> Factors:
 
 
 def _prepare_scalar(x: Inputs, keep: jax.Array | None) -> Factors:
-    sums, docs = _decay.cumulated(x["g"]), _decay.documents(keep)
-    pairs = _decay.pair_decays(sums, docs)
-    return _per_head(x, pairs, jnp.exp(sums.since_entry), jnp.exp(sums.until_exit), docs)
+    d, docs = _decay.per_head(x["g"]), _decay.documents(keep)
+    return _per_head(x, d.pairs(docs), d.since_entry, d.until_exit, docs)
 
 
 def _per_head(x: Inputs, pairs: jax.Array, since_entry: jax.Array, until_exit: jax.Array, docs) -> Factors:

@@ -63,13 +63,20 @@ def _forward(mild, reads, writes, g):
 
 
 def _backward(residuals, d: Decayed):
-    """The gradient of the cumulated decays is that of what they multiply, times it: all of it falls out of the reads'
-    and the writes' gradients."""
+    """The gradient of cumulated decays is that of what they multiply, times it: it falls out of the reads' and the
+    writes' gradients. Pairs of a token with itself do not decay; they are left out of both and added afterwards, as
+    their contributions to the decays' gradients would cancel up to a rounding error."""
     mild, reads, writes, g, result = residuals
-    d = d._replace(scores=jax.tree.map(jnp.tril, d.scores))
-    pulled = lax.cond(mild, in_rows_after(_mild_pull), in_rows_after(_general_pull), *in_rows((reads, writes, g, result, d)))
-    d_reads, d_writes, d_sums = pulled
+    strict = d._replace(scores=jax.tree.map(lambda s: jnp.tril(s, -1), d.scores))
+    branches = in_rows_after(_mild_pull), in_rows_after(_general_pull)
+    d_reads, d_writes, d_sums = lax.cond(mild, *branches, *in_rows((reads, writes, g, result, strict)))
+    itself = [[jnp.diagonal(s)[:, None] for s in row] for row in d.scores]
+    through_exit = sum(map(jnp.multiply, result.writes, d.writes))
     (d_g,) = jax.linear_transpose(_decay.running_sum, g)(d_sums)
+    d_g += _decay.running_sum(jnp.concatenate([jnp.zeros_like(g[:1]), through_exit[:-1]]))
+    d_g = jnp.where(g < _decay.bounded(g), 0, d_g)
+    d_reads = [sum(map(jnp.multiply, row, writes), d_r) for row, d_r in zip(itself, d_reads, strict=True)]
+    d_writes = [sum(map(jnp.multiply, c, reads), w) for c, w in zip(zip(*itself, strict=True), d_writes, strict=True)]
     return None, d_reads, d_writes, d_g
 
 
@@ -87,15 +94,13 @@ def _mild(reads: list, writes: list, g: jax.Array) -> Decayed:
 
 def _mild_pull(reads: list, writes: list, g: jax.Array, result: Decayed, d: Decayed):
     since_entry = result.since_entry
-    grown, last = 1 / since_entry, since_entry[-1]
+    grown = 1 / since_entry
     left = [w * grown for w in writes]
     d_entered = [sum(map(product, row, left), own) for row, own in zip(d.scores, d.reads, strict=True)]
     d_left = [sum(map(outer, column, result.reads)) for column in zip(*d.scores, strict=True)]
-    d_left_exit = [own * last for own in d.writes]
     d_sums = sum(map(jnp.multiply, result.reads, d_entered), d.since_entry * since_entry)
-    d_sums -= sum(w * (a + b) for w, a, b in zip(left, d_left, d_left_exit, strict=True))
-    d_sums = d_sums.at[-1].add(sum((w * b).sum(0) for w, b in zip(left, d_left_exit, strict=True)))
-    d_writes = [grown * (a + b) for a, b in zip(d_left, d_left_exit, strict=True)]
+    d_sums -= sum(map(jnp.multiply, left, d_left))
+    d_writes = [grown * (a + b * since_entry[-1]) for a, b in zip(d_left, d.writes, strict=True)]
     return [since_entry * x for x in d_entered], d_writes, d_sums
 
 
@@ -110,7 +115,7 @@ class _Stretches(NamedTuple):
 def _stretches(g: jax.Array) -> tuple[_decay.Cumulated, _Stretches]:
     size = g.shape[0]
     h = min(STRETCH, size)
-    sums = _decay.cumulated(g)
+    sums = _decay.cumulated(_decay.bounded(g))
     cut = _decay.Cumulated(tuple(x.reshape(-1, h, x.shape[-1]) for x in sums.parts))
     inside = cut.at((slice(None), slice(None), None)).minus(cut.at((slice(None), None)))
     inside = jnp.where(jnp.tril(jnp.ones((h, h), bool))[..., None], inside, _decay.EMPTY)
@@ -139,7 +144,7 @@ def _own_blocks(scores: jax.Array, h: int) -> jax.Array:
 
 def _general(reads: list, writes: list, g: jax.Array) -> Decayed:
     sums, decays = _stretches(g)
-    since_entry, until_exit = jnp.exp(sums.since_entry), jnp.exp(sums.until_exit)
+    since_entry, until_exit = jnp.exp(sums.since_entry), _until_exit(sums)
 
     def scores(r, w):
         near = (_cut(r, decays)[:, :, None] * _cut(w, decays)[:, None] * decays.near).sum(-1)
@@ -152,10 +157,8 @@ def _general(reads: list, writes: list, g: jax.Array) -> Decayed:
 
 def _general_pull(reads: list, writes: list, g: jax.Array, result: Decayed, d: Decayed):
     sums, decays = _stretches(g)
-    until_exit = jnp.exp(sums.until_exit)
     d_reads = [own * result.since_entry for own in d.reads]
-    d_exit = [own * until_exit for own in d.writes]
-    d_writes = list(d_exit)
+    d_writes = [jnp.zeros_like(w) for w in writes]
     for a, r in enumerate(reads):
         for b, w in enumerate(writes):
             own, rows = _own_blocks(d.scores[a][b], decays.near.shape[1])[..., None], _cut(d.scores[a][b], decays)
@@ -166,8 +169,12 @@ def _general_pull(reads: list, writes: list, g: jax.Array, result: Decayed, d: D
             d_writes[b] += (near * _cut(r, decays)[:, :, None]).sum(1).reshape(w.shape) + d_written
     d_sums = sum(map(jnp.multiply, reads, d_reads), d.since_entry * result.since_entry)
     d_sums -= sum(map(jnp.multiply, writes, d_writes))
-    d_sums = d_sums.at[-1].add(sum((w * x).sum(0) for w, x in zip(writes, d_exit, strict=True)))
-    return d_reads, d_writes, d_sums
+    until_exit = _until_exit(sums)
+    return d_reads, [a + b * until_exit for a, b in zip(d_writes, d.writes, strict=True)], d_sums
+
+
+def _until_exit(sums: _decay.Cumulated) -> jax.Array:
+    return jnp.exp(sums.at(slice(-1, None)).minus(sums))
 
 
 # ---- the chunk form

@@ -146,12 +146,12 @@ def _bounded_quotient(numerator: jax.Array, denominator: jax.Array, m: jax.Array
 
 
 def _prepare_weighted(x: Inputs, keep: jax.Array | None) -> Stabilised:
-    sums, docs = _decay.cumulated(x["f"], of="weight"), _decay.documents(keep)
-    logs = sums.pairs() + x["i"][None, :]
+    f, docs = _decay.bounded(x["f"], of="weight"), _decay.documents(keep)
+    logs = _decay.pair_logs(f, "weight") + x["i"][None, :]
     logs = jnp.where(_decay.causal_pairs(logs.shape[0], docs), logs, EMPTY)
     size = lax.stop_gradient(logs.max(-1))
     scores = inner(x["q"], x["k"]) * jnp.exp(logs - size[:, None])
-    entering, exits = sums.since_entry, sums.until_exit + x["i"]
+    entering, exits = _decay.running_sum(f), _decay.until_exit(f) + x["i"]
     log_decay = entering[-1]
     if docs is not None:
         entering, exits = jnp.where(docs.entry, entering, EMPTY), jnp.where(docs.exit, exits, EMPTY)

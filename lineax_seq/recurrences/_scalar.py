@@ -39,9 +39,9 @@ def init_state(x: Inputs) -> jax.Array:
 
 
 def prepare(x: Inputs, keep: jax.Array | None) -> Factors:
-    sums, docs = _decay.cumulated(x["g"]), _decay.documents(keep)
-    scores = inner(x["q"], x["k"]) * _decay.pair_decays(sums, docs)
-    return factors(x, scores, jnp.exp(sums.since_entry)[:, None], jnp.exp(sums.until_exit)[:, None], docs)
+    d, docs = _decay.per_head(x["g"]), _decay.documents(keep)
+    scores = inner(x["q"], x["k"]) * d.pairs(docs)
+    return factors(x, scores, d.since_entry[:, None], d.until_exit[:, None], docs)
 
 
 def factors(x: Inputs, scores: jax.Array, since_entry: jax.Array, until_exit: jax.Array, docs) -> Factors:

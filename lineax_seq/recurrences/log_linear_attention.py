@@ -153,21 +153,21 @@ def _scale_at(level: jax.Array, scales: jax.Array) -> jax.Array:
 
 def _prepare(x: Inputs, keep: jax.Array | None) -> Factors:
     """Chunks that begin anywhere."""
-    sums, docs = _decay.cumulated(x["g"]), _decay.documents(keep)
+    d, docs = _decay.per_head(x["g"]), _decay.documents(keep)
     position, scales, states, size = x["position"], x["level_scales"], _states(x), x["position"].shape[0]
     first, known = position[0], min(size.bit_length() - 1, scales.shape[-1] - 1)
     level = jnp.minimum(_differing(position[:, None], position[None, :]), scales.shape[-1] - 1)
     # A chunk crosses one multiple of its size at most: pairs on either side of it share one level.
     crossing = _scale_at(_differing(first, first + (size - 1)), scales)[:, None]
     own = _own_scales(level, scales, known) + jnp.where(level > known, crossing, 0)
-    scores = inner(x["q"], x["k"]) * _decay.pair_decays(sums, docs) * own
+    scores = inner(x["q"], x["k"]) * d.pairs(docs) * own
     # An entering state is on its level, or on the one that this token and the chunk's first part on.
     parting = _differing(first, position)
     weights = jnp.where(jnp.arange(1, states + 1) >= parting[:, None], _scales(x), _scale_at(parting, scales)[:, None])
     weights = weights * _occupied(first, states)
-    since_entry = _decay.entering(jnp.exp(sums.since_entry), docs)
+    since_entry = _decay.entering(d.since_entry, docs)
     reads, through = x["q"] * since_entry[:, None], since_entry[-1]
-    writes = x["k"] * _decay.leaving(jnp.exp(sums.until_exit), docs)[:, None]
+    writes = x["k"] * _decay.leaving(d.until_exit, docs)[:, None]
     last = position if docs is None else jnp.where(docs.exit, position, -1)
     end = jnp.where(first < 0, first, last.max() + 1)
     exits = jnp.minimum(_differing(end, position) - 1, states - 1)[:, None] == jnp.arange(states)
@@ -181,14 +181,14 @@ def _prepare(x: Inputs, keep: jax.Array | None) -> Factors:
 def _prepare_aligned(x: Inputs, keep: jax.Array | None) -> Factors:
     """Whole chunks of one document that begin at a multiple of their size: their own levels are empty in between."""
     enters = jnp.ones((), x["k"].dtype) if keep is None else keep[0].astype(x["k"].dtype)
-    sums = _decay.cumulated(x["g"])
+    d = _decay.per_head(x["g"])
     scales, size = x["level_scales"], x["position"].shape[0]
     known = min(size.bit_length() - 1, scales.shape[-1] - 1)
     token = jnp.arange(size)
     level = jnp.minimum(_differing(token[:, None], token[None, :]), known)
-    scores = inner(x["q"], x["k"]) * _decay.pair_decays(sums, None) * _own_scales(level, scales, known)
+    scores = inner(x["q"], x["k"]) * d.pairs(None) * _own_scales(level, scales, known)
     above = _states(x) - min(size.bit_length() - 1, _states(x) - 1)
-    first, through = x["position"][0], enters * jnp.exp(sums.since_entry[-1])
+    first, through = x["position"][0], enters * d.since_entry[-1]
     # counted in chunks, the levels above are those of a recurrence over chunks
     start = jnp.floor(first / size)
     end = jnp.where(first < 0, start, start + 1)
@@ -196,11 +196,11 @@ def _prepare_aligned(x: Inputs, keep: jax.Array | None) -> Factors:
     place = jnp.arange(above) == jnp.minimum(_differing(start, end) - 1, above - 1)
     empty = (start == end).astype(through.dtype)
     return Factors(
-        reads=x["q"] * jnp.exp(sums.since_entry)[:, None],
+        reads=x["q"] * d.since_entry[:, None],
         weights=enters * _scales(x)[:, -above:] * _occupied(start, above),
         intra=scores @ x["v"],
         carry=carry,
-        added=outer(x["k"] * jnp.exp(sums.until_exit)[:, None], x["v"]),
+        added=outer(x["k"] * d.until_exit[:, None], x["v"]),
         place=place.astype(through.dtype),
         old_count=empty,
         new_count=(1 - empty) * _wrapped(first + size, _states(x)),
