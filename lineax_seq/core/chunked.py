@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels import machine_here
+
 from .layout import Layout, MappedChunk, pad_time
 from .recurrence import Shortcut
 from .typing import Inputs, State
@@ -39,7 +41,7 @@ class Chunked:
         self.dtypes = {name: x.dtype for name, x in xs.items()}
         chunks = -(-self.layout.length // chunk_size)
         rows = self.layout.batch * (xs[recurrence.output_field].shape[2] if recurrence.has_heads else 1)
-        on_cpu = jax.default_backend() == "cpu"
+        on_cpu = machine_here().platform == "cpu"
         most = CPU_BLOCK_TOKENS // (rows * chunk_size) if on_cpu else self.layout.length
         self.at_once = most >= self.layout.length
         self.keeps_entries = self.at_once or recurrence.walks_tokens

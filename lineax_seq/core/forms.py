@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels import machine_here
+
 from .chunked import Chunked
 from .layout import Layout
 from .recurrence import Recurrence, step
@@ -57,7 +59,7 @@ def chunk(
 
 def _scans(recurrence: Recurrence) -> bool:
     """Whether the token scan is the faster form here."""
-    return recurrence.scans_on_cpu and jax.default_backend() == "cpu"
+    return recurrence.scans_on_cpu and machine_here().platform == "cpu"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels import machine_here
+
 from . import arguments as _arguments, checks, dispatch, forms
 from .arguments import Argument
 from .layout import Layout, compute_dtype
@@ -163,7 +165,7 @@ class Operator:
     @property
     def chunk_size_here(self) -> int:
         """C where the caller does not say, on this platform."""
-        on_cpu = jax.default_backend() == "cpu"
+        on_cpu = machine_here().platform == "cpu"
         return self.cpu_chunk_size if on_cpu and self.cpu_chunk_size else self.default_chunk_size
 
     def __repr__(self) -> str:
@@ -344,12 +346,7 @@ def _step(operator: Operator, implementation: str, scale, xs, state):
     if implementation == "xla":
         return _scan(operator, scale, xs, None, state)
     record, (fields, _, state) = operator.recurrence, prepared(operator, xs, None, state)
-    run = dispatch.kernel(record, implementation, "STEPS")
-    if Layout(record, fields).length > 1:
-        raise NotImplementedError(f"{implementation}: its kernel takes one step a token, not several")
-    token = {name: x[:, 0] if name in record.fields else x for name, x in fields.items()}
-    final, o = run(scale, token, state)
-    return finished(operator, xs, (final, o[:, None].astype(fields[record.output_field].dtype)))
+    return finished(operator, xs, dispatch.kernel(record, implementation, "step")(scale, None, fields, None, state))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

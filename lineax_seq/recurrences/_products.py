@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels import machine_here
+
 
 def columns(x: jax.Array) -> jax.Array:
     """`x^T`, to be a left factor."""
-    return lax.optimization_barrier(x.T) if jax.default_backend() == "cpu" else x.T
+    return lax.optimization_barrier(x.T) if machine_here().platform == "cpu" else x.T
 
 
 @jax.custom_vjp

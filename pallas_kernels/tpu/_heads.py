@@ -11,8 +11,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from .._platform import interpreting
-
 LANES = 128
 _UPPER = 0xFFFF0000
 
@@ -41,12 +39,12 @@ def heads_back(x: jax.Array, heads: int, width: int) -> jax.Array:
     return x[:, :, : heads * parts(width)].reshape(*x.shape[:2], heads, width)
 
 
-def _rows(ref, row: int):
+def _rows(ref, row: int, interpret: bool):
     """The reference and index of one row of every token, or of the pair that shares its words.
 
     The interpreter knows neither words nor flattened references, and reads the row where it stands.
     """
-    if interpreting():
+    if interpret:
         return ref, (0, slice(None), row)
     chunk, rows, lanes = ref.shape[1:]
     ref = ref.at[0]
@@ -59,8 +57,9 @@ def _rows(ref, row: int):
 class Reader:
     """The heads of a block; tokens that are not `valid [C, 1]` are zero."""
 
-    def __init__(self, ref, width: int, valid: jax.Array | None):
-        self._ref, self._parts, self._valid, self._read = ref, parts(width), valid, {}
+    def __init__(self, ref, width: int, valid: jax.Array | None, interpret: bool):
+        self._ref, self._parts, self._valid, self._interpret = ref, parts(width), valid, interpret
+        self._read: dict[int, jax.Array] = {}
 
     def __getitem__(self, head: int) -> jax.Array:
         found = [self._row(head * self._parts + part) for part in range(self._parts)]
@@ -68,7 +67,7 @@ class Reader:
 
     def _row(self, row: int) -> jax.Array:
         if row not in self._read:
-            ref, index = _rows(self._ref, row)
+            ref, index = _rows(self._ref, row, self._interpret)
             x = ref[index]
             if self._valid is not None:
                 x = jnp.where(self._valid, x, jnp.zeros((), x.dtype))
@@ -84,8 +83,9 @@ class Reader:
 class Writer:
     """Writes the heads of a block; `close` when all are in."""
 
-    def __init__(self, ref, width: int):
-        self._ref, self._parts, self._waiting = ref, parts(width), {}
+    def __init__(self, ref, width: int, interpret: bool):
+        self._ref, self._parts, self._interpret = ref, parts(width), interpret
+        self._waiting: dict[int, jax.Array] = {}
 
     def __setitem__(self, head: int, x: jax.Array) -> None:
         lanes = x.shape[1] // self._parts
@@ -93,7 +93,7 @@ class Writer:
             self._write(head * self._parts + part, x[:, part * lanes : (part + 1) * lanes])
 
     def _write(self, row: int, x: jax.Array) -> None:
-        ref, index = _rows(self._ref, row)
+        ref, index = _rows(self._ref, row, self._interpret)
         if ref.dtype != jnp.uint32:
             ref[index] = x.astype(ref.dtype)
             return
