@@ -15,6 +15,7 @@ from ._shared.machine import (
     machine_here as machine_here,
     tracing_for as tracing_for,
 )
+from ._shared.quotient import bounded_quotient as bounded_quotient
 
 if TYPE_CHECKING:
     from ._table import KERNELS as KERNELS

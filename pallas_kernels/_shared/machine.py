@@ -34,7 +34,7 @@ class Machine:
 def machine_here() -> Machine:
     """The machine that the surrounding trace is for.
 
-    What `tracing_for` asks for comes first, then the device of the surrounding abstract mesh, then JAX's default device.
+    First comes what `tracing_for` asks for, then the device of the surrounding abstract mesh, then JAX's default one.
     """
     asked: Machine | None = _asked_for.value
     if asked is not None:

@@ -30,7 +30,10 @@ class Passes(Protocol):
 
     @property
     def heads(self) -> tuple[int, int]:
-        """The numbers of key and of value heads of the whole call; (1, 1) where heads cannot be split over devices."""
+        """The numbers of key and of value heads of the whole call; (1, 1) where heads stay together on a device.
+
+        They do where an input belongs to all sequences and all heads: its gradient is a sum over the heads.
+        """
         ...
 
     @property
@@ -64,7 +67,17 @@ class Passes(Protocol):
 
 
 def differentiable(passes: Passes, arrays: Arrays) -> Arrays:
-    """The outputs by name, with a gradient."""
+    """The outputs by name, with a gradient.
+
+    Raises:
+        ValueError: heads that may be split though the gradient of an input adds up over them.
+    """
+    whole = [name for name, dims in passes.inputs.items() if not {"B", "H", "HV"} & set(dims.split())]
+    if whole and passes.heads != (1, 1):
+        raise ValueError(
+            f"differentiable: {whole} belong to all heads, and heads={passes.heads} may be split over devices; "
+            "heads wants to be (1, 1)."
+        )
     return _outputs(passes, dict(arrays))
 
 

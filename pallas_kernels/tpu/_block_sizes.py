@@ -1,4 +1,4 @@
-"""How a matrix-state kernel divides its work: an explicit argument, else the device's tuned row, else a rule of thumb."""
+"""How a matrix-state kernel divides its work: an explicit argument, else a tuned row, else a rule of thumb."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -99,13 +99,9 @@ def chunk_form(
             f"{family.name}: {block_sizes} for {sizes['H']} key heads, {sizes['HV']} value heads and "
             f"chunk_size={chunk_size}; heads wants one of {allowed}, chunk the chunk_size."
         )
+    heads = sizes["H"], sizes["HV"]
     passes = MatrixPasses(
-        family,
-        1.0 if scale is None else float(scale),
-        block_sizes,
-        machine,
-        (sizes["H"], sizes["HV"]),
-        reset is not None,
+        family, 1.0 if scale is None else float(scale), block_sizes, machine, heads, reset is not None
     )
     arrays = {**{name: fields[name] for name in family.fields}, "initial_state": state}
     results = differentiable(passes, arrays if reset is None else {**arrays, "reset": reset})

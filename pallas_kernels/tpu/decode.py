@@ -8,6 +8,7 @@ once and that is what takes the time: 2 K V float32 numbers a head.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,9 @@ from ._pallas_call import pallas_call
 HEADS = 8  # of a grid step: the rows of a register
 
 
-def _kernel(*, q_ref, k_ref, w_ref, state_ref, o_ref, new_state_ref, g_ref=None, a_ref=None, b_ref=None):
+def _kernel(
+    *, q_ref, k_ref, w_ref, state_ref, o_ref, new_state_ref, g_ref: Any = None, a_ref: Any = None, b_ref: Any = None
+):
     """Vectors are `[heads, K or V]`, g may be `[heads, 1]`, states are `[heads, K, V]`."""
     # what multiplies the state's rows is wanted along sublanes
     keys, decays = k_ref[...].T, None if g_ref is None else jnp.exp(g_ref[...])

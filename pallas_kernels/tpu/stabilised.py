@@ -11,11 +11,11 @@ from jax import lax
 
 from .._shared.kernel import Kernel
 from .._shared.machine import Machine
+from .._shared.quotient import bounded_quotient
 from ._matrix_state import WIDTHS, chunk_form, refuses
 from .scalar import SCALAR_DECAY
 
 EMPTY = -1e30  # log of nothing, and far from overflowing when added up
-LARGEST_LOG = 40.0  # exp(-m) below which a denominator counts as exp(-40): its inverse square is a float32
 
 
 def _run(
@@ -46,10 +46,7 @@ def _run(
     counts = jnp.broadcast_to(n[..., None], (*n.shape, WIDTHS[0]))
     C, numerator = chunk_form(machine, SCALAR_DECAY, scale, chunk_size, tokens, reset, C)
     n, denominator = chunk_form(machine, SCALAR_DECAY, scale, chunk_size, {**tokens, "v": ones}, reset, counts)
-    # both sides of max(|q n|, exp -m) times exp(min(m, 0)), so that exp(-m) does not overflow
-    down = jnp.exp(jnp.minimum(size, 0))
-    divisor = jnp.maximum(jnp.abs(denominator[..., 0]) * down, jnp.exp(-jnp.clip(size, 0, LARGEST_LOG)))
-    o = numerator * (down / divisor)[..., None]
+    o = bounded_quotient(numerator, denominator[..., 0], size)
     return (C, n[..., 0], size[:, -1]), o.astype(fields["v"].dtype)
 
 

@@ -1,8 +1,8 @@
 """Elementwise recurrences: h_t = exp(g_t) h_{t-1} + x_t for each channel, forward and backward.
 
-A register holds eight tokens (on sublanes) of 128 channels (on lanes). It is scanned in three doublings, as if the state
-before its first token were zero; what that state adds to each of the eight comes last, and only this last step has to
-wait for the tokens before. Everything is read from HBM and written to it once, and that is what takes the time.
+A register holds eight tokens (on sublanes) of 128 channels (on lanes). It is scanned in three doublings, as if the
+state before its first token were zero. What that state adds to each of the eight comes last, and only this last step
+has to wait for the tokens before. Everything is read from HBM and written to it once, and that is what takes the time.
 
 Backward is the same scan from right to left. With z_t = exp(g_t) dh_t, what token t hands to its predecessor,
 
