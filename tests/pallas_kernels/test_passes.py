@@ -88,7 +88,7 @@ def test_an_input_of_all_heads_keeps_them_together():
 def test_on_a_mesh_a_shared_inputs_gradient_is_summed(kind):
     mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2, devices=jax.devices()[:4])
     passes, arrays = Weighted(Machine("tpu", "any"), True), example(True)
-    specs = {"x": P("data", None, "model"), "A": P(), "reset": P("data")}
+    specs = {"x": P("data"), "A": P(), "reset": P("data")}
     with jax.set_mesh(mesh):
         placed = {name: jax.device_put(x, NamedSharding(mesh, specs[name])) for name, x in arrays.items()}
         got = loss(lambda arrays: differentiable(passes, arrays))(*split(placed))
