@@ -1,9 +1,9 @@
 """Kernels on a mesh: each device runs them on its own sequences and heads, and nothing is gathered.
 
 XLA cannot look into a kernel and would replicate its operands. Where the axes of the surrounding mesh are explicit, the
-arrays' types say how batch and heads are split, and a `shard_map` runs one part on each device. Where they are
-automatic, nobody knows before XLA decides: it is told which dimensions are independent, and splits the kernel as its
-operands. Heads are split only where the key heads are.
+arrays' types say how batch and heads are split, and a `shard_map` runs one part on each device. Where the axes are
+automatic, only XLA decides how: it is told which dimensions are independent, and splits the kernel like its operands.
+Value heads are split only where the key heads are.
 """
 
 import math

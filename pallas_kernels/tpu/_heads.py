@@ -1,9 +1,9 @@
 """One head's chunk `[C, D]` out of a block `[1, C, rows, lanes]`, and back.
 
-Inputs stay in the callers' layout `[B, T, heads, D]`, where heads lie on sublanes: a head is a load whose sublanes are
-apart. Two bfloat16 rows share each 32-bit word, so they come and go in pairs. Such loads want whole tiles, which most
-shapes are as they stand: heads wider than 128 lanes are split into several rows (`laid_out`), and odd numbers of rows
-are filled up.
+Inputs stay in the caller's layout `[B, T, heads, D]`, where heads lie on sublanes and D on lanes: one head's chunk is a
+load with a stride over the sublanes. Two bfloat16 rows share each 32-bit word, so that they are read and written in
+pairs. Loads with a stride need whole tiles. Most shapes are whole tiles as they stand; for the others `laid_out` splits
+heads wider than 128 lanes into several rows and pads the number of rows.
 """
 
 import jax
@@ -16,12 +16,12 @@ _UPPER = 0xFFFF0000
 
 
 def parts(width: int) -> int:
-    """Rows per head."""
+    """How many rows of 128 lanes a head of this width has."""
     return max(1, width // LANES)
 
 
 def row_count(heads: int, width: int, dtype) -> int:
-    """Rows of `laid_out`."""
+    """How many rows `laid_out` makes of these heads."""
     rows, whole = heads * parts(width), (2, 4) if dtype == jnp.bfloat16 else (1, 2, 4)
     return rows if rows in whole else rows + -rows % (2 if rows < 2 else 4 if rows < 4 else 8)
 
@@ -40,9 +40,9 @@ def heads_back(x: jax.Array, heads: int, width: int) -> jax.Array:
 
 
 def _rows(ref, row: int, interpret: bool):
-    """The reference and index of one row of every token, or of the pair that shares its words.
+    """The ref and the index at which one row of every token stands, or the pair of rows that share their words.
 
-    The interpreter knows neither words nor flattened references, and reads the row where it stands.
+    The interpreter can neither view a ref as words nor flatten it, and finds the row where it stands.
     """
     if interpret:
         return ref, (0, slice(None), row)
@@ -55,7 +55,7 @@ def _rows(ref, row: int, interpret: bool):
 
 
 class Reader:
-    """The heads of a block; tokens that are not `valid [C, 1]` are zero."""
+    """`reader[head]` is the head's `[C, D]` out of a block; tokens that are not `valid [C, 1]` are zero there."""
 
     def __init__(self, ref, width: int, valid: jax.Array | None, interpret: bool):
         self._ref, self._parts, self._valid, self._interpret = ref, parts(width), valid, interpret
@@ -81,7 +81,7 @@ class Reader:
 
 
 class Writer:
-    """Writes the heads of a block; `close` when all are in."""
+    """`writer[head] = x` writes the head's `[C, D]` into a block; call `close` after the last head."""
 
     def __init__(self, ref, width: int, interpret: bool):
         self._ref, self._parts, self._interpret = ref, parts(width), interpret
@@ -106,6 +106,6 @@ class Writer:
         ref[index] = (lower >> 16) | upper
 
     def close(self) -> None:
-        """Writes rows whose pair never came: it is filling."""
+        """Writes the rows whose partner never came, because it is padding."""
         for row, x in list(self._waiting.items()):
             self._write(row ^ 1, jnp.zeros(x.shape, jnp.float32))

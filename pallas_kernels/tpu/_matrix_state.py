@@ -44,28 +44,15 @@ def chunk_kernel(family: Family) -> Kernel:
         "tpu",
         "chunk",
         family.fields,
-        functools.partial(_run, family),
+        functools.partial(chunk_form, family),
         refuses,
         block_sizes=_block_sizes.choices,
     )
 
 
-def _run(
-    family: Family,
-    machine: Machine,
-    scale: float | None,
-    chunk_size: int | None,
-    fields: dict,
-    reset: jax.Array | None,
-    state: jax.Array,
-    block_sizes: BlockSizes | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    return chunk_form(machine, family, scale, chunk_size, fields, reset, state, block_sizes)
-
-
 def chunk_form(
-    machine: Machine,
     family: Family,
+    machine: Machine,
     scale: float | None,
     chunk_size: int | None,
     fields: dict,

@@ -1,6 +1,6 @@
-"""(I + A)^-1 for the strictly lower triangular A of several heads at once: leaves of sixteen rows, then block merges.
+"""(I + A)^-1 for the strictly lower triangular A of several heads at once: first leaves of sixteen rows, then merges.
 
-A leaf is a block of sixteen rows and columns on the diagonal. Leaves are inverted row by row, by forward substitution,
+A leaf is a square of sixteen rows and columns on the diagonal. Leaves are inverted row by row, by forward substitution,
 the leaves of eight heads at once. One register holds row i of 64 leaves: the eight leaves of a head lie on the eight
 sublanes, and each of the eight heads has sixteen of the 128 lanes. A step of the substitution is then one
 multiplication for all 64 leaves. Row i of a head's leaves is every sixteenth row of its matrix, hence loads and stores

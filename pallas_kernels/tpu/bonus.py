@@ -27,7 +27,7 @@ def _run(
     shared = v.shape[2] // k.shape[2]
     next_q = jnp.concatenate([q[:, 1:], jnp.zeros_like(q[:, :1])], axis=1)
     tokens = {"q": next_q, "k": k, "v": v, "g": fields["g"]}
-    final, o = chunk_form(machine, DIAGONAL_DECAY, scale, chunk_size, tokens, reset, state)
+    final, o = chunk_form(DIAGONAL_DECAY, machine, scale, chunk_size, tokens, reset, state)
 
     q = q.astype(jnp.float32) * (1.0 if scale is None else scale)
     first = jnp.einsum("bhk,bhkv->bhv", jnp.repeat(q[:, 0], shared, axis=1), state, precision=lax.Precision.HIGHEST)

@@ -2,9 +2,9 @@
 
     S' = exp(g) S + k w + b (a S),   o = q S'
 
-with g a number per head or per key channel, or none. A delta rule reads the decayed state and takes off what it reads:
-w = beta v, b = -k, a = beta k exp(g). Records without such a correction have no a and b. The state is read and written
-once and that is what takes the time: 2 K V float32 numbers a head.
+with g a number per head or per key channel, or none. A delta rule reads the decayed state and subtracts what
+it reads: w = beta v, b = -k, a = beta k exp(g). Records without such a correction have no a and b. The state is read
+and written once, and that is what takes the time: 2 K V float32 numbers a head.
 """
 
 from collections.abc import Mapping

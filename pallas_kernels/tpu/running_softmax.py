@@ -1,4 +1,4 @@
-"""LightNet on the kernel of decays per key channel: its state is kept over exp(z), z the log of all weights so far.
+"""LightNet on the kernel of decays per key channel: its state is divided by exp(z), z the log of all weights so far.
 
 z_t = logaddexp(z_{t-1}, k_t) is a scan of its own, without the values. With it the share of the weights that a token
 brings is sigmoid(k_t - z_{t-1}), which is its key, and what is left to the tokens before it, one minus that, its decay.
@@ -38,7 +38,7 @@ def _run(
     share = k - before
     g = jnp.where(present, -jax.nn.softplus(share), 0)
     tokens = {"q": q, "k": jnp.where(present, jax.nn.sigmoid(share), 0), "v": v, "g": g}
-    mean, o = chunk_form(machine, DIAGONAL_DECAY, scale, chunk_size, tokens, reset, mean)
+    mean, o = chunk_form(DIAGONAL_DECAY, machine, scale, chunk_size, tokens, reset, mean)
     return (totals[:, -1], mean), o
 
 
@@ -78,7 +78,7 @@ _totals.defvjp(_totals_forward, _totals_backward)
 
 
 def _scan(join, tokens: tuple, empty: tuple, reverse: bool = False) -> tuple:
-    """Tokens `[B, T, ...]` joined up to each, or with `reverse` from each on; `empty` joins without a trace.
+    """Tokens `[B, T, ...]` joined up to each one, or with `reverse` from each one on; joining `empty` changes nothing.
 
     In pieces: a scan of all tokens by halves would read and write them once for every level.
     """

@@ -1,8 +1,9 @@
 """Selective state space: h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t,  y_t = h_t C_t, N states for each of D channels.
 
-States lie on sublanes and channels on lanes, `[N, D]`, and the tokens go one by one: a token's work fills the
-registers. B, C and the resets are packed as one row of numbers per token. The matrix unit, otherwise idle, turns rows
-into columns that repeat along the lanes, `B_t 1^T`, for many tokens at once, and adds up gradients over the lanes.
+States lie on sublanes and channels on lanes, `[N, D]`, and the tokens are taken one by one: one token's work already
+fills the registers. B, C and the resets of a token are packed into one row of numbers. The matrix unit, otherwise idle,
+turns such rows into columns that repeat along the lanes, `B_t 1^T`, for many tokens at once, and adds up gradients over
+the lanes.
 
 The states that enter each chunk are kept. Backward recomputes a chunk's states and walks it from right to left, with
 z_t = exp(dt_t A) dh_t handed from token to token:
@@ -45,7 +46,7 @@ def _parts(x: jax.Array) -> list[jax.Array]:
 
 
 def _sum(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """The product over these axes of bfloat16 matrices, one of which is ones: exact but for float32's own rounding."""
+    """The product over these axes of bfloat16 matrices, one of which is all ones: only float32 sums are rounded."""
     return lax.dot_general(
         a,
         b,
@@ -56,7 +57,7 @@ def _sum(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
 
 
 def _columns(rows: jax.Array, exact: bool) -> jax.Array:
-    """`[tokens, M]` -> `[tokens * M, 128]`: each number along a row of its own; exact: they are bfloat16's."""
+    """`[tokens, M]` -> `[tokens * M, 128]`: each number fills a row of its own. `exact`: all are bfloat16 numbers."""
     tokens, numbers = rows.shape
     parts = [rows] if exact else [part.astype(jnp.float32) for part in _parts(rows)]
     wide = jnp.concatenate(parts, axis=1)[:, None, :]
@@ -81,7 +82,7 @@ def _over_groups(x: jax.Array) -> jax.Array:
 
 
 class _Tokens:
-    """A turn's tokens; those after the last one have dt = 0, which leaves the state alone."""
+    """The tokens of one turn of the loop; those after the last one have dt = 0, which leaves the state alone."""
 
     def __init__(self, u_ref, dt_ref, rows_ref, columns_ref, states: int, start, first, length: int):
         at = pl.ds(start, TURN)

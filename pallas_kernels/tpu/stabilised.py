@@ -1,4 +1,4 @@
-"""mLSTM on the kernel of one decay per head: its state is kept over exp(m), m the largest log-weight so far.
+"""mLSTM on the kernel of one decay per head: its state is divided by exp(m), m the largest log-weight so far.
 
 m_t = max(f_t + m_{t-1}, i_t) is a scan of its own, without the vectors. With it decays are exp(f_t + m_{t-1} - m_t) and
 keys exp(i_t - m_t) k_t, none above its input, and o_t = q_t C_t / max(|q_t n_t|, exp -m_t). The kernel runs twice: n is
@@ -44,8 +44,8 @@ def _run(
     tokens = {"q": jnp.repeat(q, shared, axis=2), "k": keys, "v": v, "g": f + before - size}
     ones = jnp.ones((*v.shape[:3], WIDTHS[0]), v.dtype)
     counts = jnp.broadcast_to(n[..., None], (*n.shape, WIDTHS[0]))
-    C, numerator = chunk_form(machine, SCALAR_DECAY, scale, chunk_size, tokens, reset, C)
-    n, denominator = chunk_form(machine, SCALAR_DECAY, scale, chunk_size, {**tokens, "v": ones}, reset, counts)
+    C, numerator = chunk_form(SCALAR_DECAY, machine, scale, chunk_size, tokens, reset, C)
+    n, denominator = chunk_form(SCALAR_DECAY, machine, scale, chunk_size, {**tokens, "v": ones}, reset, counts)
     o = bounded_quotient(numerator, denominator[..., 0], size)
     return (C, n[..., 0], size[:, -1]), o.astype(fields["v"].dtype)
 
