@@ -1,23 +1,29 @@
 """Pallas kernels for the recurrences, and a profiler of them; imports only jax.
 
-KERNELS: (implementation, record) -> `(scale, chunk_size, fields, reset, state) -> (final state, o)`, in place of a
-record's chunk form. STEPS: the same key -> `(scale, fields, state) -> (new state, o)`, in place of one token. They
-raise NotImplementedError, with the reason, for platforms, shapes and dtypes that they do not support.
+`KERNELS[platform, role, record]` is the table of all kernels; `Kernel` says what one is. Importing this package loads
+no kernel: the table is built when it is first read.
+
+Adding a kernel: one file that defines a `Kernel`, and one line in the list `KERNELS` of its platform's folder.
 """
 
-from ._platform import interpret as interpret
-from .tpu import MATRIX_STATE
-from .tpu.decode import step
-from .tpu.selective import selective
-from .tpu.vector import vector_decay
+from typing import TYPE_CHECKING
 
-KERNELS = {
-    **{("mosaic_tpu", record): kernel for record, kernel in MATRIX_STATE.items()},
-    ("mosaic_tpu", "vector_decay"): vector_decay,
-    ("mosaic_tpu", "selective"): selective,
-}
-_STEPS = (
-    *("no_decay", "scalar_decay", "diagonal_decay", "diagonal_plus_low_rank"),
-    *("delta", "delta_scalar_decay", "delta_diagonal_decay", "delta_channel_gates"),
+from ._shared.kernel import Kernel as Kernel
+from ._shared.machine import (
+    Machine as Machine,
+    interpret as interpret,
+    machine_here as machine_here,
+    tracing_for as tracing_for,
 )
-STEPS = {("mosaic_tpu", record): step for record in _STEPS}
+from ._shared.quotient import bounded_quotient as bounded_quotient
+
+if TYPE_CHECKING:
+    from ._table import KERNELS as KERNELS
+
+
+def __getattr__(name: str):
+    if name == "KERNELS":
+        from ._table import KERNELS
+
+        return KERNELS
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

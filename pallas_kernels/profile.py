@@ -15,11 +15,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import _aot, _measure, _picture, _programs, _targets, _tune
-from ._aot import Compiled as Compiled, compile_and_schedule as compile_and_schedule
-from ._picture import figure as figure
-from ._programs import recurrence as recurrence
-from ._report import Report as Report, compare as compare, report as report
+from .profiler import _aot, _measure, _picture, _programs, _targets, _tune
+from .profiler._aot import Compiled as Compiled, compile_and_schedule as compile_and_schedule
+from .profiler._picture import figure as figure
+from .profiler._programs import recurrence as recurrence
+from .profiler._report import Report as Report, compare as compare, report as report
 
 _DESCRIPTION = """\
 Compile a recurrence's kernels (or any function) for a TPU, on any machine, and report what its schedule will cost:

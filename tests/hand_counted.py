@@ -68,15 +68,15 @@ def example():
 
 @functools.partial(jax.jit, donate_argnums=1)
 def decode(fields, state):
-    from pallas_kernels import STEPS
+    from pallas_kernels import KERNELS, machine_here
 
-    return STEPS["mosaic_tpu", "delta_diagonal_decay"](1.0, fields, state)
+    return KERNELS["tpu", "step", "delta_diagonal_decay"](machine_here(), 1.0, None, fields, None, state)
 
 
 def decode_job():
     shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)  # noqa: E731
-    rows = dict.fromkeys(("q", "k", "v", "g"), shape(2, 16, 128))
-    return "hand_counted:decode", ({**rows, "beta": shape(2, 16)}, shape(2, 16, 128, 128))
+    rows = dict.fromkeys(("q", "k", "v", "g"), shape(2, 1, 16, 128))
+    return "hand_counted:decode", ({**rows, "beta": shape(2, 1, 16)}, shape(2, 16, 128, 128))
 
 
 def plain(x):

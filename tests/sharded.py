@@ -3,11 +3,9 @@
 A process of its own, as the compiler takes its flags when it is loaded: `python -m sharded NAME ...`.
 """
 
-import functools
 import json
 import re
 import sys
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,8 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from pallas_kernels import STEPS, _programs
+from pallas_kernels import KERNELS, machine_here
+from pallas_kernels.profiler import _programs
 
 SIZES = dict(B=4, T=256, H=4, HV=4, K=64, V=64, D=512, N=16)
 # Which axis of the mesh owns a dimension.
@@ -50,20 +49,22 @@ def collectives(name: str, owners: dict[str, str]) -> dict[str, int]:
     d_o = place(d_o, ["B", "T", *operator.recurrence.fields[operator.recurrence.output_field].split()])
     heads = "D" if operator.recurrence.fields[operator.recurrence.output_field] == "D" else "H"
     d_state = jax.tree.map(lambda x: place(x, ["B", heads]), d_state)
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), mock.patch.object(jax, "default_backend", lambda: "tpu"):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         text = jax.jit(fn).lower(arguments, d_o, d_state).compile().as_text()
     return counts(text)
 
 
 def decoding() -> dict[str, int]:
     mesh = four_devices()
-    place = lambda *dims: jax.ShapeDtypeStruct(  # noqa: E731
-        dims, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("data", "model"))
+    place = lambda dims, *owners: jax.ShapeDtypeStruct(  # noqa: E731
+        dims, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*owners))
     )
-    fields = {**dict.fromkeys(("q", "k", "v", "g"), place(4, 16, 128)), "beta": place(4, 16)}
-    step = functools.partial(STEPS["mosaic_tpu", "delta_diagonal_decay"], 1.0)
+    token = lambda *dims: place((4, 1, 16, *dims), "data", None, "model")  # noqa: E731
+    fields = {**dict.fromkeys(("q", "k", "v", "g"), token(128)), "beta": token()}
+    step = KERNELS["tpu", "step", "delta_diagonal_decay"]
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        text = jax.jit(step).lower(fields, place(4, 16, 128, 128)).compile().as_text()
+        run = jax.jit(lambda fields, state: step(machine_here(), 1.0, None, fields, None, state))
+        text = run.lower(fields, place((4, 16, 128, 128), "data", "model")).compile().as_text()
     return counts(text)
 
 

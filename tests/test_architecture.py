@@ -53,7 +53,7 @@ JAX_NAMES_REFUSED = {
     "lineax_seq.parallel": set(),
     "pallas_kernels": (COLLECTIVES | MESHES) - {"axis_index", "Mesh"},  # there they mean a kernel's grid
     # kernels are opaque to XLA: this module splits them over batch and heads
-    "pallas_kernels.tpu._partition": (COLLECTIVES | MESHES) - {"shard_map", "PartitionSpec"},
+    "pallas_kernels._shared.partition": (COLLECTIVES | MESHES) - {"shard_map", "PartitionSpec"},
     "experiments": COLLECTIVES,
     "notebooks": COLLECTIVES,
 }

@@ -1,38 +1,33 @@
-"""`implementation=`: who computes the chunk form. The only importer of `pallas_kernels`.
+"""`implementation=`: who computes the chunk form, or one token.
 
-A kernel replaces `forms.chunk` for one recurrence record on one platform. It refuses with NotImplementedError and the
-reason; None takes the first that accepts, a named implementation never falls back.
+A kernel replaces a form of one recurrence record on one platform; `pallas_kernels` has the table of them, and its
+`Kernel` says how to add one. It refuses with NotImplementedError and the reasons; None takes the first that accepts, a
+named implementation never falls back.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import jax
+import pallas_kernels
+from pallas_kernels import Machine
 
 from .checks import nearest
 from .recurrence import Recurrence
 
 Result = TypeVar("Result")
-IMPLEMENTATIONS = ("xla", "mosaic_tpu", "mosaic_gpu")
-_PREFERRED = {"tpu": ("mosaic_tpu", "xla"), "gpu": ("mosaic_gpu", "xla"), "cuda": ("mosaic_gpu", "xla")}
+PLATFORM = {"mosaic_tpu": "tpu", "mosaic_gpu": "gpu"}  # where the kernels of an implementation run
+IMPLEMENTATIONS = ("xla", *PLATFORM)
 
 
-def _platform() -> str:
-    """What the surrounding trace is for: the mesh's devices, which need not be here, else this process's own."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is not None and device.device_kind.startswith("TPU"):
-        return "tpu"
-    return jax.default_backend()
-
-
-def candidates(caller: str, implementation: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The implementations to try, in order.
+def candidates(caller: str, implementation: str | Sequence[str] | None, machine: Machine) -> tuple[str, ...]:
+    """The implementations to try, in order: None is the kernels of the machine, then XLA.
 
     Raises:
         ValueError: an unknown name.
     """
     if implementation is None:
-        return _PREFERRED.get(_platform(), ("xla",))
+        return (*(name for name, platform in PLATFORM.items() if platform == machine.platform), "xla")
     names = (implementation,) if isinstance(implementation, str) else tuple(implementation)
     unknown = [name for name in names if name not in IMPLEMENTATIONS]
     if unknown or not names:
@@ -44,18 +39,18 @@ def candidates(caller: str, implementation: str | Sequence[str] | None) -> tuple
     return names
 
 
-def kernel(recurrence: Recurrence, implementation: str, table: str = "KERNELS") -> Callable:
-    """The kernel that replaces the chunk form of `recurrence`, or, of the table STEPS, one token.
+def kernel(recurrence: Recurrence, implementation: str, machine: Machine, role: str = "chunk") -> Callable:
+    """`(scale, chunk_size, fields, reset, state) -> (final state, o)`: a kernel in place of the chunk form.
+
+    Of the role "step" it computes one token: T is 1, `chunk_size` and `reset` are None.
 
     Raises:
-        NotImplementedError: there is none, with the reason.
+        NotImplementedError: there is none. The kernel itself raises it with the reasons why it cannot.
     """
-    import pallas_kernels
-
-    kernels = getattr(pallas_kernels, table)
-    if (implementation, recurrence.name) not in kernels:
+    found = pallas_kernels.KERNELS.get((PLATFORM[implementation], role, recurrence.name))
+    if found is None:
         raise NotImplementedError(f"{implementation}: no kernel for recurrence {recurrence.name!r} yet")
-    return kernels[implementation, recurrence.name]
+    return functools.partial(found, machine)
 
 
 def first_accepting(caller: str, names: Sequence[str], attempt: Callable[[str], Result]) -> Result:

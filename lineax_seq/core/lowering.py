@@ -83,18 +83,8 @@ def form_of(how: How) -> Callable:
         return functools.partial(forms.scan, record, how.scale)
     if how.form == "scan":
         raise NotImplementedError(f"{how.implementation}: the token scan has no kernel")
-    if how.form == "step":
-        return functools.partial(_step, how)
-    return functools.partial(dispatch.kernel(record, how.implementation), how.scale, how.chunk_size)
-
-
-def _step(how: How, fields: dict, reset, state: State):
-    record = how.operator.recurrence
-    if Layout.of(record, fields).length > 1:
-        raise NotImplementedError(f"{how.implementation}: its kernel takes one step a token, not several")
-    token = {name: x[:, 0] if name in record.fields else x for name, x in fields.items()}
-    final, o = dispatch.kernel(record, how.implementation, "STEPS")(how.scale, token, state)
-    return final, o[:, None].astype(fields[record.output_field].dtype)
+    chunk_size = how.chunk_size if how.form == "chunk" else None
+    return functools.partial(dispatch.kernel(record, how.implementation, how.target.machine, how.form), how.scale, chunk_size)
 
 
 def _bidirectional(how: How, reset, batch: int, length: int) -> Callable:

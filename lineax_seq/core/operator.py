@@ -206,7 +206,7 @@ class Operator:
         length = max(1, dims["T"] // shards)
         target = target_here()
         chunk_size = checks.chunk_size(self.name, options["chunk_size"], self.chunk_size_on(target), length)
-        names = dispatch.candidates(self.name, options["implementation"])
+        names = dispatch.candidates(self.name, options["implementation"], target.machine)
         if options["strategy"] is not None and options["axis_name"] is None:
             raise ValueError(f"{self.name}: strategy={options['strategy']!r} without axis_name; give it or neither.")
         if not options["causal"] or options["block_size"] is not None:
@@ -224,8 +224,8 @@ class Operator:
         scale = self._scale(caller, options["scale"], dims)
         tokens = {name: x[:, None] if self.arguments[name].per_token else x for name, x in xs.items()}
         self._check_state(caller, "state", state, tokens)
-        names = dispatch.candidates(caller, options["implementation"])
         target = target_here()
+        names = dispatch.candidates(caller, options["implementation"], target.machine)
 
         def attempt(name: str):
             how = How(self, target, name, "scan" if name == "xla" else "step", scale)

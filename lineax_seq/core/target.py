@@ -6,7 +6,7 @@ runs.
 
 import dataclasses
 
-from pallas_kernels._shared.machine import Machine, machine_here
+from pallas_kernels import Machine, machine_here
 
 
 @dataclasses.dataclass(frozen=True)

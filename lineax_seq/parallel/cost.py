@@ -14,7 +14,7 @@ All but the all-gather send the last state back to everyone, an all-reduce of S:
 import dataclasses
 import math
 
-import jax
+from pallas_kernels import machine_here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Link:
 
 def link_here() -> Link:
     """The default: numbers of this order hold for TPU and GPU pods."""
-    return Link(switched=jax.default_backend() != "tpu")
+    return Link(switched=machine_here().platform != "tpu")
 
 
 def message_rounds(strategy: str, devices: int, state_bytes: int, transition_bytes: int, blocks: int = 1):

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels import bounded_quotient
+
 from ..core.monoid import Monoid, long_sum
 from ..core.recurrence import Recurrence
 from ..core.typing import Inputs
@@ -22,8 +24,6 @@ from ._decay import EMPTY
 from ._products import inner, outer, product
 
 EPS = 1e-12  # keeps 0 / 0 away; features are about 1
-# exp(-m) below which a denominator counts as exp(-40), 1e-18 of the largest weight: its inverse square is a float32.
-LARGEST_LOG = 40.0
 
 
 # ---- NORMALISED
@@ -135,16 +135,6 @@ WEIGHTED = Monoid(
 )
 
 
-def _bounded_quotient(numerator: jax.Array, denominator: jax.Array, m: jax.Array) -> jax.Array:
-    """numerator / max(|denominator|, exp(-m)): `max(|n q|, 1)` of the true state.
-
-    Both sides are multiplied by exp(min(m, 0)), so that exp(-m) does not overflow.
-    """
-    down = jnp.exp(jnp.minimum(m, 0))
-    smallest = jnp.exp(-jnp.clip(m, 0, LARGEST_LOG))
-    return numerator * (down / jnp.maximum(jnp.abs(denominator) * down, smallest))[..., None]
-
-
 def _prepare_weighted(x: Inputs, keep: jax.Array | None) -> Stabilised:
     f, docs = _decay.bounded(x["f"], of="weight"), _decay.documents(keep)
     logs = _decay.pair_logs(f, "weight") + x["i"][None, :]
@@ -167,7 +157,7 @@ def _readout_weighted(factors: Stabilised, state) -> jax.Array:
     largest = lax.stop_gradient(jnp.maximum(factors.size, factors.entering + m))
     own, old = jnp.exp(factors.size - largest), jnp.exp(factors.entering + m - largest)
     numerator = own[:, None] * factors.intra + old[:, None] * product(factors.q, C)
-    return _bounded_quotient(numerator, own * factors.weight + old * (factors.q @ n), largest)
+    return bounded_quotient(numerator, own * factors.weight + old * (factors.q @ n), largest)
 
 
 STABILISED = Recurrence(
@@ -175,7 +165,7 @@ STABILISED = Recurrence(
     fields={"q": "H K", "k": "H K", "v": "HV V", "i": "HV", "f": "HV"},
     padding={"i": EMPTY},
     element=lambda x: Weighted(x["f"], x["i"], x["k"][:, None] * x["v"][None, :], x["k"]),
-    output=lambda x, state, previous: _bounded_quotient(x["q"] @ state[0], x["q"] @ state[1], state[2]),
+    output=lambda x, state, previous: bounded_quotient(x["q"] @ state[0], x["q"] @ state[1], state[2]),
     monoid=WEIGHTED,
     init_state=lambda x: (_scalar.init_state(x), jnp.zeros_like(x["k"]), jnp.full_like(x["f"], EMPTY)),
     prepare=_prepare_weighted,

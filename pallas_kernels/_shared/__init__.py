@@ -1,1 +1,1 @@
-"""What the kernels of every platform need: the machine they are traced for, the record of a kernel and its table."""
+"""What the kernels of every platform need: the machine they are traced for, their record, gradients, meshes, refs."""

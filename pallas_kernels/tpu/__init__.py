@@ -1,22 +1,33 @@
-"""Kernels for TPUs. `MATRIX_STATE`: record -> its chunk form, of the families whose state is a matrix per head."""
+"""Kernels for TPUs. `KERNELS` is the list of all; a new kernel is one file of this folder and one line here.
 
-import functools
+A family of matrix-state kernels gets its line in `FAMILIES` instead, and with it a kernel for one token.
+"""
 
 from . import delta, diagonal, low_rank, scalar
-from ._call import chunk_form
-from .bonus import chunk_form_with_bonus
-from .running_softmax import chunk_form_running_softmax
-from .stabilised import chunk_form_stabilised
+from ._matrix_state import chunk_kernel
+from .bonus import BONUS
+from .decode import step_kernel
+from .running_softmax import RUNNING_SOFTMAX
+from .selective import SELECTIVE
+from .stabilised import STABILISED
+from .vector import VECTOR_DECAY
 
 FAMILIES = (
-    *(scalar.NO_DECAY, scalar.SCALAR_DECAY, diagonal.DIAGONAL_DECAY),
-    *(delta.DELTA, delta.DELTA_SCALAR_DECAY, delta.DELTA_DIAGONAL_DECAY, delta.DELTA_CHANNEL_GATES),
+    scalar.NO_DECAY,
+    scalar.SCALAR_DECAY,
+    diagonal.DIAGONAL_DECAY,
+    delta.DELTA,
+    delta.DELTA_SCALAR_DECAY,
+    delta.DELTA_DIAGONAL_DECAY,
+    delta.DELTA_CHANNEL_GATES,
     low_rank.DIAGONAL_PLUS_LOW_RANK,
 )
-MATRIX_STATE = {family.name: functools.partial(chunk_form, family) for family in FAMILIES}
-MATRIX_STATE |= {
-    "diagonal_decay_bonus": chunk_form_with_bonus,
-    "running_softmax": chunk_form_running_softmax,
-    "diagonal_plus_low_rank": low_rank.chunk_form_low_rank,
-    "stabilised": chunk_form_stabilised,
-}
+KERNELS = (
+    *(chunk_kernel(family) for family in FAMILIES),
+    *(step_kernel(family) for family in FAMILIES),
+    BONUS,
+    RUNNING_SOFTMAX,
+    STABILISED,
+    VECTOR_DECAY,
+    SELECTIVE,
+)

@@ -1,14 +1,17 @@
 """Pairs of tokens under one decay per key channel: A_ij = sum_d q_id k_jd exp(g_{j+1} + ... + g_i)_d for j <= i.
 
-Tiles of eight rows meet themselves in one product whose decays count from the tile's middle: gates are at least `FLOOR`
-there, so that no factor leaves float32. Tiles meet earlier ones by halves: in a block of 2h tokens the later half's
-queries, decayed since the middle, meet the earlier half's keys, decayed until the middle. Those exponents are never
-positive and are sums that only ever grow, so nothing overflows or cancels, whatever the gates. Going up a level
-multiplies the later half by the earlier one's whole decay and the other way round; at the top the same arrays are what
-the entering state is read with and what the leaving state is written with. The backward pass goes down again.
+Pairs inside a tile of eight tokens come from one product, whose decays count from the tile's middle. Gates count as at
+least `FLOOR` there, so that no factor leaves float32's range.
 
-Each level is one product of an array with itself, for every set of queries and of keys: a row of `joint` is a key in an
-earlier half and a query in a later.
+Pairs of tokens in different tiles come from halves. Take a span of 2h tokens: its later half's queries, decayed since
+the middle of the span, are multiplied by its earlier half's keys, decayed until the middle. These exponents are never
+positive and are sums to which terms are only added, so that nothing overflows or cancels, whatever the gates are. The
+next level has spans twice as long: queries of the later half are multiplied by the whole decay of the earlier half,
+keys of the earlier half by that of the later half. At the top, where the span is the chunk, these arrays are what reads
+the entering state and what writes the leaving one. The backward pass goes down the levels again.
+
+Each level takes one product for every set of queries and every set of keys. Its right operand is `joint`, which has
+keys in the rows of earlier halves and queries in those of later halves: the backward pass needs both.
 """
 
 from typing import NamedTuple
@@ -25,7 +28,7 @@ FLOOR = -18.0
 
 
 class Decays(NamedTuple):
-    """Of a chunk, in tiles."""
+    """The decays of a chunk's tokens within their tiles."""
 
     since: jax.Array  # [C, K] from the tile's first token to this one
     until: jax.Array  # [C, K] from the token after this one to the tile's last
@@ -35,11 +38,11 @@ class Decays(NamedTuple):
 
 
 class Tape(NamedTuple):
-    """What `backward` needs of `forward`."""
+    """What `backward` needs from `forward`."""
 
     base: tuple[list, list]  # queries and keys of the tiles' own products
     joints: list  # by level, of each set of queries and each of keys
-    ups: list  # by level: the blocks' decays, and what they were multiplied onto, after it
+    ups: list  # by level: the halves' whole decays, and the queries and keys after they were multiplied by them
 
 
 def _tiles(x: jax.Array, rows: int = TILE) -> jax.Array:
@@ -47,7 +50,7 @@ def _tiles(x: jax.Array, rows: int = TILE) -> jax.Array:
 
 
 def _halves(x: jax.Array, h: int) -> tuple[jax.Array, jax.Array]:
-    """The earlier and the later halves `[blocks, h, D]` of the blocks of 2h rows."""
+    """The earlier and the later halves `[spans, h, D]` of the spans of 2h rows."""
     x = x.reshape(-1, 2, h, x.shape[-1])
     return x[:, 0], x[:, 1]
 

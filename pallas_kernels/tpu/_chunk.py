@@ -16,14 +16,14 @@ class Gate(NamedTuple):
 
 
 class GateGradient(NamedTuple):
-    """Of a `Gate`, in parts that add up; either may be None."""
+    """The gradient of a `Gate`, in two parts that are to be added; either may be None."""
 
     row: jax.Array | None
     col: jax.Array | None
 
 
 def dot(a: jax.Array, b: jax.Array, dtype: jnp.dtype, contract: tuple[int, int] = (1, 0)) -> jax.Array:
-    """The product over these axes of two matrices, in float32; `dtype` is what the matrix unit is fed."""
+    """The product over these axes of two matrices, in float32; the matrix unit reads them as `dtype`."""
     precision = lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
     dimensions = (((contract[0],), (contract[1],)), ((), ()))
     return lax.dot_general(
@@ -32,7 +32,7 @@ def dot(a: jax.Array, b: jax.Array, dtype: jnp.dtype, contract: tuple[int, int] 
 
 
 def split(x: jax.Array, parts: int) -> list[jax.Array]:
-    """bfloat16 arrays that add up to `x`, each 2^-8 of the one before."""
+    """bfloat16 arrays whose sum is close to `x`, each about 2^-8 of the one before."""
     out = []
     for _ in range(parts):
         out.append(x.astype(jnp.bfloat16))
@@ -42,14 +42,14 @@ def split(x: jax.Array, parts: int) -> list[jax.Array]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chunk:
-    """One grid step.
+    """The chunk of a grid step, the same for all heads: its masks, and products in the right precision.
 
     Attributes:
         size: C.
         dtype: of the operands of matrix products; they add up in float32.
         scale: of the queries.
         count: None, or how many documents started in the chunk up to and with each token.
-        i, j: [C, C] the places of a pair's tokens.
+        i, j: [C, C] the row and the column number: the places in the chunk of a pair's two tokens.
         causal, strict: [C, C] pairs in one document with j <= i, and with j < i.
         same, entry, leave, through: None without documents, else which pairs are in one document, which tokens the
             entering state reaches, which reach the leaving state, and whether the one reaches the other.
@@ -93,7 +93,7 @@ class Chunk:
         return dot(a, b, self.dtype)
 
     def fine_dot(self, a: jax.Array, b: jax.Array) -> jax.Array:
-        """a b, of which only a is rounded: for what is added up over tokens and would carry its rounding along."""
+        """a b, of which only a is rounded: for what is written to the state, which carries every rounding along."""
         return self.dot(a, b) if self.exact else jnp.asarray(sum(self.dot(a, part) for part in split(b, 2)))
 
     def fine_t_dot(self, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -109,7 +109,7 @@ class Chunk:
         return dot(a, b, self.dtype, (0, 0))
 
     def row_sums(self, rows: jax.Array, mask: jax.Array) -> jax.Array:
-        """`rows [R, C]` times the 0-1 matrix `mask`, to float32's accuracy: three parts on one set of weights."""
+        """`rows [R, C]` times the 0-1 matrix `mask`, as accurate as float32, by one product of three parts."""
         parts = jnp.concatenate([part.astype(jnp.float32) for part in split(rows, 3)], axis=0).astype(jnp.bfloat16)
         sums = dot(parts, mask.astype(jnp.float32).astype(jnp.bfloat16), jnp.dtype(jnp.bfloat16))
         n = rows.shape[0]

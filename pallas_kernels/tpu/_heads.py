@@ -1,9 +1,9 @@
 """One head's chunk `[C, D]` out of a block `[1, C, rows, lanes]`, and back.
 
-Inputs stay in the callers' layout `[B, T, heads, D]`, where heads lie on sublanes: a head is a load whose sublanes are
-apart. Two bfloat16 rows share each 32-bit word, so they come and go in pairs. Such loads want whole tiles, which most
-shapes are as they stand: heads wider than 128 lanes are split into several rows (`laid_out`), and odd numbers of rows
-are filled up.
+Inputs stay in the caller's layout `[B, T, heads, D]`, where heads lie on sublanes and D on lanes: one head's chunk is a
+load with a stride over the sublanes. Two bfloat16 rows share each 32-bit word, so that they are read and written in
+pairs. Loads with a stride need whole tiles. Most shapes are whole tiles as they stand; for the others `laid_out` splits
+heads wider than 128 lanes into several rows and pads the number of rows.
 """
 
 import jax
@@ -11,19 +11,17 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from .._platform import interpreting
-
 LANES = 128
 _UPPER = 0xFFFF0000
 
 
 def parts(width: int) -> int:
-    """Rows per head."""
+    """How many rows of 128 lanes a head of this width has."""
     return max(1, width // LANES)
 
 
 def row_count(heads: int, width: int, dtype) -> int:
-    """Rows of `laid_out`."""
+    """How many rows `laid_out` makes of these heads."""
     rows, whole = heads * parts(width), (2, 4) if dtype == jnp.bfloat16 else (1, 2, 4)
     return rows if rows in whole else rows + -rows % (2 if rows < 2 else 4 if rows < 4 else 8)
 
@@ -41,12 +39,12 @@ def heads_back(x: jax.Array, heads: int, width: int) -> jax.Array:
     return x[:, :, : heads * parts(width)].reshape(*x.shape[:2], heads, width)
 
 
-def _rows(ref, row: int):
-    """The reference and index of one row of every token, or of the pair that shares its words.
+def _rows(ref, row: int, interpret: bool):
+    """The ref and the index at which one row of every token stands, or the pair of rows that share their words.
 
-    The interpreter knows neither words nor flattened references, and reads the row where it stands.
+    The interpreter can neither view a ref as words nor flatten it, and finds the row where it stands.
     """
-    if interpreting():
+    if interpret:
         return ref, (0, slice(None), row)
     chunk, rows, lanes = ref.shape[1:]
     ref = ref.at[0]
@@ -57,10 +55,11 @@ def _rows(ref, row: int):
 
 
 class Reader:
-    """The heads of a block; tokens that are not `valid [C, 1]` are zero."""
+    """`reader[head]` is the head's `[C, D]` out of a block; tokens that are not `valid [C, 1]` are zero there."""
 
-    def __init__(self, ref, width: int, valid: jax.Array | None):
-        self._ref, self._parts, self._valid, self._read = ref, parts(width), valid, {}
+    def __init__(self, ref, width: int, valid: jax.Array | None, interpret: bool):
+        self._ref, self._parts, self._valid, self._interpret = ref, parts(width), valid, interpret
+        self._read: dict[int, jax.Array] = {}
 
     def __getitem__(self, head: int) -> jax.Array:
         found = [self._row(head * self._parts + part) for part in range(self._parts)]
@@ -68,7 +67,7 @@ class Reader:
 
     def _row(self, row: int) -> jax.Array:
         if row not in self._read:
-            ref, index = _rows(self._ref, row)
+            ref, index = _rows(self._ref, row, self._interpret)
             x = ref[index]
             if self._valid is not None:
                 x = jnp.where(self._valid, x, jnp.zeros((), x.dtype))
@@ -82,10 +81,11 @@ class Reader:
 
 
 class Writer:
-    """Writes the heads of a block; `close` when all are in."""
+    """`writer[head] = x` writes the head's `[C, D]` into a block; call `close` after the last head."""
 
-    def __init__(self, ref, width: int):
-        self._ref, self._parts, self._waiting = ref, parts(width), {}
+    def __init__(self, ref, width: int, interpret: bool):
+        self._ref, self._parts, self._interpret = ref, parts(width), interpret
+        self._waiting: dict[int, jax.Array] = {}
 
     def __setitem__(self, head: int, x: jax.Array) -> None:
         lanes = x.shape[1] // self._parts
@@ -93,7 +93,7 @@ class Writer:
             self._write(head * self._parts + part, x[:, part * lanes : (part + 1) * lanes])
 
     def _write(self, row: int, x: jax.Array) -> None:
-        ref, index = _rows(self._ref, row)
+        ref, index = _rows(self._ref, row, self._interpret)
         if ref.dtype != jnp.uint32:
             ref[index] = x.astype(ref.dtype)
             return
@@ -106,6 +106,6 @@ class Writer:
         ref[index] = (lower >> 16) | upper
 
     def close(self) -> None:
-        """Writes rows whose pair never came: it is filling."""
+        """Writes the rows whose partner never came, because it is padding."""
         for row, x in list(self._waiting.items()):
             self._write(row ^ 1, jnp.zeros(x.shape, jnp.float32))

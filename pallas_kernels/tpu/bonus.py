@@ -8,25 +8,26 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..block_sizes import BlockSizes
-from ._call import chunk_form
+from .._shared.kernel import Kernel
+from .._shared.machine import Machine
+from ._matrix_state import chunk_form, refuses
 from .diagonal import DIAGONAL_DECAY
 
 
-def chunk_form_with_bonus(
+def _run(
+    machine: Machine,
     scale: float | None,
     chunk_size: int | None,
     fields: dict,
     reset: jax.Array | None,
     state: jax.Array,
-    blocks: BlockSizes | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """As `chunk_form`, with the parameter u [H, K] among the fields."""
+    """As `chunk_form`, with the parameter u among the fields."""
     q, k, v, u = (fields[name] for name in ("q", "k", "v", "u"))
     shared = v.shape[2] // k.shape[2]
     next_q = jnp.concatenate([q[:, 1:], jnp.zeros_like(q[:, :1])], axis=1)
     tokens = {"q": next_q, "k": k, "v": v, "g": fields["g"]}
-    final, o = chunk_form(DIAGONAL_DECAY, scale, chunk_size, tokens, reset, state, blocks)
+    final, o = chunk_form(DIAGONAL_DECAY, machine, scale, chunk_size, tokens, reset, state)
 
     q = q.astype(jnp.float32) * (1.0 if scale is None else scale)
     first = jnp.einsum("bhk,bhkv->bhv", jnp.repeat(q[:, 0], shared, axis=1), state, precision=lax.Precision.HIGHEST)
@@ -36,3 +37,6 @@ def chunk_form_with_bonus(
     weights = (q * u.astype(jnp.float32) * k.astype(jnp.float32)).sum(-1)
     own = jnp.repeat(weights, shared, axis=2)[..., None] * v.astype(jnp.float32)
     return final, (before + own).astype(v.dtype)
+
+
+BONUS = Kernel("diagonal_decay_bonus", "tpu", "chunk", DIAGONAL_DECAY.fields, _run, refuses, parameters={"u": "H K"})

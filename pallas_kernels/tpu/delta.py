@@ -24,7 +24,7 @@ from ._family import Family
 
 
 class Read(NamedTuple):
-    """Vectors that read the state, `factor * (vectors @ S)`: a factor per token costs no rounding after the product."""
+    """Vectors that read the state, `factor * (vectors @ S)`: after the product a factor per token costs no rounding."""
 
     vectors: jax.Array  # [C, K]
     factor: Any  # [C, 1] or a number
@@ -65,7 +65,7 @@ def _rest(chunk: Chunk, x: dict, erases: Read, state: jax.Array) -> jax.Array:
 class PerHead:
     """One decay per head, or none: decays multiply products of the inputs as they are."""
 
-    rooms = {}
+    scratch = {}
 
     @staticmethod
     def parts(chunk: Chunk, x: dict) -> tuple[Parts, Any]:
@@ -78,11 +78,11 @@ class PerHead:
         return parts, (pairs, strict_pairs, raw_scores, raw_strict, since, left)
 
     @staticmethod
-    def store(room: dict, parts: Parts) -> None:
+    def store(scratch: dict, parts: Parts) -> None:
         """Nothing: it costs less to compute them again."""
 
     @staticmethod
-    def load(chunk: Chunk, x: dict, room: dict) -> Parts:
+    def load(chunk: Chunk, x: dict, scratch: dict) -> Parts:
         return PerHead.parts(chunk, x)[0]
 
     @staticmethod
@@ -113,7 +113,7 @@ class PerHead:
 class PerChannel:
     """One decay per key channel: products of vectors that carry their decays."""
 
-    rooms = {"scores": ("C", "C"), "reads": ("C", "K"), "erases": ("C", "K"), "writes": ("C", "K")}
+    scratch = {"scores": ("C", "C"), "reads": ("C", "K"), "erases": ("C", "K"), "writes": ("C", "K")}
 
     @staticmethod
     def parts(chunk: Chunk, x: dict) -> tuple[Parts, Any]:
@@ -133,15 +133,15 @@ class PerChannel:
         return [_f32(x["q"]) * chunk.scale, _f32(x["b"]) * key if "b" in x else key], key, _f32(x["g"])
 
     @staticmethod
-    def store(room: dict, parts: Parts) -> None:
+    def store(scratch: dict, parts: Parts) -> None:
         values = dict(scores=parts.scores, reads=parts.reads.vectors, erases=parts.erases.vectors, writes=parts.writes)
         for name, value in values.items():
-            room[name][...] = value.astype(room[name].dtype)
-        room["total"][...] = parts.total
+            scratch[name][...] = value.astype(scratch[name].dtype)
+        scratch["total"][...] = parts.total
 
     @staticmethod
-    def load(chunk: Chunk, x: dict, room: dict) -> Parts:
-        got = {name: room[name][...] for name in (*PerChannel.rooms, "total")}
+    def load(chunk: Chunk, x: dict, scratch: dict) -> Parts:
+        got = {name: scratch[name][...] for name in (*PerChannel.scratch, "total")}
         reads, erases = Read(got["reads"], 1.0), Read(got["erases"], _rate(x))
         return Parts(got["scores"], got["scores"], reads, erases, got["writes"], got["total"])
 
@@ -169,38 +169,37 @@ class PerChannel:
         return grads | {"k": d_k + d_e, "beta": d_rate}
 
 
-def _prepare(decays, chunk: Chunk, inputs, heads: int, rooms: dict) -> None:
+def _prepare(decays, chunk: Chunk, inputs, heads: int, scratch: dict) -> None:
     """The inverse's leaves, which are found for all heads together, and what is known on the way."""
     for head in range(heads):
         x = inputs(head)
         parts, _ = decays.parts(chunk, x)
-        rooms["strict"][head, : chunk.size, : chunk.size] = parts.strict * _rate(x)
-        decays.store({name: ref.at[head] for name, ref in rooms.items()}, parts)
-    _triangular.invert(chunk, rooms, heads)
+        scratch["strict"][head, : chunk.size, : chunk.size] = parts.strict * _rate(x)
+        decays.store({name: ref.at[head] for name, ref in scratch.items()}, parts)
+    _triangular.invert(chunk, scratch, heads)
 
 
-def _forward(decays, chunk: Chunk, x: dict, state: jax.Array, room: dict):
-    """One head: `(o [C, V], state^T [V, K], (X,))`."""
-    inverse = room["inverse"][: chunk.size, : chunk.size]
-    parts = decays.load(chunk, x, room)
+def _forward(decays, chunk: Chunk, x: dict, state: jax.Array, scratch: dict):
+    """One head: `(o [C, V], state^T [V, K], X)`."""
+    inverse = scratch["inverse"][: chunk.size, : chunk.size]
+    parts = decays.load(chunk, x, scratch)
     entered, rest = state, _rest(chunk, x, parts.erases, state)
     yield
     written = chunk.fine_dot(inverse, rest)
     yield
     state = parts.total * state + chunk.fine_t_dot(written, parts.writes)
-    return _read(chunk, parts.reads, entered) + chunk.dot(parts.scores, written), state, (inverse,)
+    return _read(chunk, parts.reads, entered) + chunk.dot(parts.scores, written), state, {"inverse": inverse}
 
 
-def _backward(decays, chunk: Chunk, x: dict, state: jax.Array, saved: tuple, d_o: jax.Array, d_state: jax.Array):
+def _backward(decays, chunk: Chunk, x: dict, state: jax.Array, saved: dict, d_o: jax.Array, d_state: jax.Array):
     """One head: the gradients of its inputs and of `state^T`, which entered the chunk."""
-    (inverse,) = saved
     parts, tape = decays.parts(chunk, x)
     rest = _rest(chunk, x, parts.erases, state)
     yield
-    written = chunk.dot(inverse, rest)
+    written = chunk.dot(saved["inverse"], rest)
     d_written = chunk.t_dot(parts.scores, d_o) + chunk.dot_t(parts.writes, d_state)
     yield
-    lam = chunk.t_dot(inverse, d_written)
+    lam = chunk.t_dot(saved["inverse"], d_written)
     yield
     grads = decays.backward(chunk, x, state, d_state, parts, tape, d_o, written, lam)
     if "w" in x:
@@ -213,16 +212,16 @@ def _backward(decays, chunk: Chunk, x: dict, state: jax.Array, saved: tuple, d_o
 
 
 def _family(name: str, decays, more: dict, **options) -> Family:
-    rooms = {name: (shape, False) for name, shape in decays.rooms.items()}
+    scratch = {name: (shape, False) for name, shape in decays.scratch.items()}
     return Family(
         name,
         {"q": "H K", "k": "H K", "v": "HV V", **more},
         functools.partial(_forward, decays),
         functools.partial(_backward, decays),
-        saves=("C C",),
+        saves={"inverse": "C C"},
         turns=8,
         prepare=functools.partial(_prepare, decays),
-        rooms=_triangular.ROOMS | rooms | ({"total": ((1, "K"), True)} if rooms else {}),
+        scratch=_triangular.SCRATCH | scratch | ({"total": ((1, "K"), True)} if scratch else {}),
         **options,
     )
 

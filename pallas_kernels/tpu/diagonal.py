@@ -20,16 +20,16 @@ def _inputs(chunk: Chunk, x: dict):
     return query * chunk.scale, key, g
 
 
-def forward(chunk: Chunk, x: dict, state: jax.Array, room: dict):
-    """One head: `(o [C, V], state^T [V, K])`."""
+def forward(chunk: Chunk, x: dict, state: jax.Array, scratch: dict):
+    """One head: `(o [C, V], state^T [V, K], nothing saved)`."""
     query, key, g = _inputs(chunk, x)
     ((scores,),), (reads,), (writes,), total, _ = _channels.forward(chunk, _channels.decays(g), [query], [key])
     o = chunk.dot(jnp.where(chunk.causal, scores, 0), x["v"]) + chunk.dot_t(chunk.from_entry(reads), state)
     state = chunk.from_entry_to_exit(total) * state + chunk.t_dot(x["v"], chunk.to_exit(writes))
-    return o, state, ()
+    return o, state, {}
 
 
-def backward(chunk: Chunk, x: dict, state: jax.Array, saved: tuple, d_o: jax.Array, d_state: jax.Array):
+def backward(chunk: Chunk, x: dict, state: jax.Array, saved: dict, d_o: jax.Array, d_state: jax.Array):
     """One head: the gradients of its inputs and of `state^T`, which entered the chunk."""
     query, key, g = _inputs(chunk, x)
     v, decays = x["v"], _channels.decays(g)

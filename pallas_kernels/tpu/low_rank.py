@@ -19,13 +19,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
-from ..block_sizes import BlockSizes
 from . import _channels, _triangular
-from ._call import chunk_form
 from ._chunk import Chunk
 from ._family import Family
 
-ROOMS = {"qk": "C C", "qb": "C C", "ak": "C C", "reads": "C K", "own": "C K", "writes": "C K", "returns": "C K"}
+SCRATCH = {"qk": "C C", "qb": "C C", "ak": "C C", "reads": "C K", "own": "C K", "writes": "C K", "returns": "C K"}
 
 
 class Parts(NamedTuple):
@@ -71,13 +69,13 @@ def _parts(chunk: Chunk, x: dict) -> tuple[Parts, jax.Array, Any]:
     return Parts(qk, qb, ak, reads, own, writes, returns, total), ab, (queries, keys, g, decays, tape)
 
 
-def _prepare(chunk: Chunk, inputs, heads: int, rooms: dict) -> None:
+def _prepare(chunk: Chunk, inputs, heads: int, scratch: dict) -> None:
     for head in range(heads):
         parts, ab, _ = _parts(chunk, inputs(head))
         for name, value in parts._asdict().items():
-            rooms[name][head] = value.astype(rooms[name].dtype)
-        rooms["strict"][head, : chunk.size, : chunk.size] = -ab
-    _triangular.invert(chunk, rooms, heads)
+            scratch[name][head] = value.astype(scratch[name].dtype)
+        scratch["strict"][head, : chunk.size, : chunk.size] = -ab
+    _triangular.invert(chunk, scratch, heads)
 
 
 def _rest(chunk: Chunk, x: dict, parts: Parts, state: jax.Array) -> jax.Array:
@@ -85,29 +83,28 @@ def _rest(chunk: Chunk, x: dict, parts: Parts, state: jax.Array) -> jax.Array:
     return chunk.dot(parts.ak, x["v"]) + chunk.dot_t(parts.own, state)
 
 
-def _forward(chunk: Chunk, x: dict, state: jax.Array, room: dict):
-    """One head: `(o [C, V], state^T [V, K], (X,))`."""
-    inverse = room["inverse"][: chunk.size, : chunk.size]
-    parts = Parts(**{name: room[name][...] for name in (*ROOMS, "total")})
+def _forward(chunk: Chunk, x: dict, state: jax.Array, scratch: dict):
+    """One head: `(o [C, V], state^T [V, K], X)`."""
+    inverse = scratch["inverse"][: chunk.size, : chunk.size]
+    parts = Parts(**{name: scratch[name][...] for name in (*SCRATCH, "total")})
     entered, rest = state, _rest(chunk, x, parts, state)
     yield
     read = chunk.fine_dot(inverse, rest)
     yield
     state = parts.total * state + chunk.t_dot(x["v"], parts.writes) + chunk.fine_t_dot(read, parts.returns)
     o = chunk.dot_t(parts.reads, entered) + chunk.dot(parts.qk, x["v"]) + chunk.dot(parts.qb, read)
-    return o, state, (inverse,)
+    return o, state, {"inverse": inverse}
 
 
-def _backward(chunk: Chunk, x: dict, state: jax.Array, saved: tuple, d_o: jax.Array, d_state: jax.Array):
+def _backward(chunk: Chunk, x: dict, state: jax.Array, saved: dict, d_o: jax.Array, d_state: jax.Array):
     """One head: the gradients of its inputs and of `state^T`, which entered the chunk."""
-    (inverse,) = saved
     parts, _, (queries, keys, g, decays, tape) = _parts(chunk, x)
     rest = _rest(chunk, x, parts, state)
     yield
-    read = chunk.dot(inverse, rest)
+    read = chunk.dot(saved["inverse"], rest)
     d_read = chunk.t_dot(parts.qb, d_o) + chunk.dot_t(parts.returns, d_state)
     yield
-    lam = chunk.t_dot(inverse, d_read)
+    lam = chunk.t_dot(saved["inverse"], d_read)
     yield
     below, v = chunk.i >= chunk.j, x["v"]
     pairs = lambda d, y: chunk.within(jnp.where(below, chunk.dot_t(d, y), chunk.dot_t(y, d)))  # noqa: E731
@@ -125,29 +122,21 @@ def _backward(chunk: Chunk, x: dict, state: jax.Array, saved: tuple, d_o: jax.Ar
     return grads, parts.total * d_state + entry
 
 
+def _reading_nothing(fields: dict, reset: jax.Array) -> dict:
+    """A token that starts a document reads nothing: pairs one token earlier are then of one document too."""
+    return {**fields, "a": jnp.where(reset[:, :, None, None], 0, fields["a"])}
+
+
 DIAGONAL_PLUS_LOW_RANK = Family(
     "diagonal_plus_low_rank",
     {"q": "H K", "k": "H K", "v": "HV V", "g": "HV K", "a": "HV K", "b": "HV K"},
     _forward,
     _backward,
-    saves=("C C",),
+    saves={"inverse": "C C"},
     turns=4,  # of eight, float32 would fill the vector memory
     prepare=_prepare,
-    rooms={name: (tuple(shape.split()), False) for name, shape in ROOMS.items()}
+    scratch={name: (tuple(shape.split()), False) for name, shape in SCRATCH.items()}
     | {"total": ((1, "K"), True)}
-    | _triangular.ROOMS,
+    | _triangular.SCRATCH,
+    at_starts=_reading_nothing,
 )
-
-
-def chunk_form_low_rank(
-    scale: float | None,
-    chunk_size: int | None,
-    fields: dict,
-    reset: jax.Array | None,
-    state: jax.Array,
-    blocks: BlockSizes | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """As `chunk_form`. A token that starts a document reads nothing, so that pairs one token earlier are of one."""
-    if reset is not None:
-        fields = {**fields, "a": jnp.where(reset[:, :, None, None], 0, fields["a"])}
-    return chunk_form(DIAGONAL_PLUS_LOW_RANK, scale, chunk_size, fields, reset, state, blocks)

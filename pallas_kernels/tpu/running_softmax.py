@@ -1,4 +1,4 @@
-"""LightNet on the kernel of decays per key channel: its state is kept over exp(z), z the log of all weights so far.
+"""LightNet on the kernel of decays per key channel: its state is divided by exp(z), z the log of all weights so far.
 
 z_t = logaddexp(z_{t-1}, k_t) is a scan of its own, without the values. With it the share of the weights that a token
 brings is sigmoid(k_t - z_{t-1}), which is its key, and what is left to the tokens before it, one minus that, its decay.
@@ -8,24 +8,24 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..block_sizes import BlockSizes
-from ._call import chunk_form, require_dtypes
+from .._shared.kernel import Kernel
+from .._shared.machine import Machine
+from ._matrix_state import chunk_form, refuses
 from .diagonal import DIAGONAL_DECAY
 
 EMPTY = -1e30  # log of nothing, and far from overflowing when added up
-BLOCK = 64  # tokens that the scan walks through one by one, in all blocks at once
+PIECE = 64  # tokens that the scan walks through one by one, in all pieces at once
 
 
-def chunk_form_running_softmax(
+def _run(
+    machine: Machine,
     scale: float | None,
     chunk_size: int | None,
     fields: dict,
     reset: jax.Array | None,
     state: tuple[jax.Array, jax.Array],
-    blocks: BlockSizes | None = None,
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     """As `chunk_form`, with logits k [B, T, H, K], no gates, and the state (z [B, HV, K], S [B, HV, K, V])."""
-    require_dtypes("running_softmax", fields)
     v, (first, mean) = fields["v"], state
     shared = v.shape[2] // fields["k"].shape[2]
     q, k = (jnp.repeat(fields[name], shared, axis=2) for name in ("q", "k"))
@@ -38,7 +38,7 @@ def chunk_form_running_softmax(
     share = k - before
     g = jnp.where(present, -jax.nn.softplus(share), 0)
     tokens = {"q": q, "k": jnp.where(present, jax.nn.sigmoid(share), 0), "v": v, "g": g}
-    mean, o = chunk_form(DIAGONAL_DECAY, scale, chunk_size, tokens, reset, mean, blocks)
+    mean, o = chunk_form(DIAGONAL_DECAY, machine, scale, chunk_size, tokens, reset, mean)
     return (totals[:, -1], mean), o
 
 
@@ -78,16 +78,16 @@ _totals.defvjp(_totals_forward, _totals_backward)
 
 
 def _scan(join, tokens: tuple, empty: tuple, reverse: bool = False) -> tuple:
-    """Tokens `[B, T, ...]` joined up to each, or with `reverse` from each on; `empty` joins without a trace.
+    """Tokens `[B, T, ...]` joined up to each one, or with `reverse` from each one on; joining `empty` changes nothing.
 
-    In blocks: a scan of all tokens by halves would read and write them once for every level.
+    In pieces: a scan of all tokens by halves would read and write them once for every level.
     """
     batch, length = tokens[0].shape[:2]
-    blocks = -(-length // BLOCK)
+    pieces = -(-length // PIECE)
 
     def split(x, empty):
-        padding = [(0, 0), (0, blocks * BLOCK - length)] + [(0, 0)] * (x.ndim - 2)
-        x = jnp.pad(x, padding, constant_values=empty).reshape(batch, blocks, BLOCK, *x.shape[2:])
+        padding = [(0, 0), (0, pieces * PIECE - length)] + [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, padding, constant_values=empty).reshape(batch, pieces, PIECE, *x.shape[2:])
         return jnp.moveaxis(x, 2, 0)
 
     def body(carry, token):
@@ -103,3 +103,6 @@ def _scan(join, tokens: tuple, empty: tuple, reverse: bool = False) -> tuple:
     joined = join(others, local)
     back = lambda x: jnp.moveaxis(x, 0, 2).reshape(batch, -1, *x.shape[3:])[:, :length]  # noqa: E731
     return tuple(back(x) for x in joined)
+
+
+RUNNING_SOFTMAX = Kernel("running_softmax", "tpu", "chunk", {"q": "H K", "k": "H K", "v": "HV V"}, _run, refuses)

@@ -41,13 +41,13 @@ def pair_decays(chunk: Chunk, x: dict) -> jax.Array:
     return jnp.exp(jnp.minimum(between, 0))
 
 
-def forward(chunk: Chunk, x: dict, state: jax.Array, room: dict):
-    """One head: `(o [C, V], state^T [V, K])`."""
+def forward(chunk: Chunk, x: dict, state: jax.Array, scratch: dict):
+    """One head: `(o [C, V], state^T [V, K], nothing saved)`."""
     q, k, v = x["q"], x["k"], x["v"]
     scores, reads, writes, decay = factors(chunk, x)
     scores = chunk.dot_t(q, k) * scores
     o = chunk.dot(scores, v) + reads * chunk.dot_t(q, state)
-    return o, decay * state + chunk.t_dot(v, k * writes), ()
+    return o, decay * state + chunk.t_dot(v, k * writes), {}
 
 
 def factors(chunk: Chunk, x: dict):
@@ -62,7 +62,7 @@ def factors(chunk: Chunk, x: dict):
     return scores, chunk.from_entry(since * chunk.scale), chunk.to_exit(left), chunk.from_entry_to_exit(total)
 
 
-def backward(chunk: Chunk, x: dict, state: jax.Array, saved: tuple, d_o: jax.Array, d_state: jax.Array):
+def backward(chunk: Chunk, x: dict, state: jax.Array, saved: dict, d_o: jax.Array, d_state: jax.Array):
     """One head: the gradients of its inputs and of `state^T`, which entered the chunk."""
     q, k, v = x["q"], x["k"], x["v"]
     pairs, reads, writes, decay = factors(chunk, x)

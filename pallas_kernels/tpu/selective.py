@@ -1,8 +1,9 @@
 """Selective state space: h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t,  y_t = h_t C_t, N states for each of D channels.
 
-States lie on sublanes and channels on lanes, `[N, D]`, and the tokens go one by one: a token's work fills the
-registers. B, C and the resets are packed as one row of numbers per token. The matrix unit, otherwise idle, turns rows
-into columns that repeat along the lanes, `B_t 1^T`, for many tokens at once, and adds up gradients over the lanes.
+States lie on sublanes and channels on lanes, `[N, D]`, and the tokens are taken one by one: one token's work already
+fills the registers. B, C and the resets of a token are packed into one row of numbers. The matrix unit, otherwise idle,
+turns such rows into columns that repeat along the lanes, `B_t 1^T`, for many tokens at once, and adds up gradients over
+the lanes.
 
 The states that enter each chunk are kept. Backward recomputes a chunk's states and walks it from right to left, with
 z_t = exp(dt_t A) dh_t handed from token to token:
@@ -10,7 +11,9 @@ z_t = exp(dt_t A) dh_t handed from token to token:
     dh_t = dy_t C_t + z_{t+1},  d(dt A)_t = z_t h_{t-1},  d(dt u)_t = dh_t B_t,  dB_t = dh_t (dt u)_t,  dC_t = dy_t h_t
 """
 
+import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +21,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ._partition import over_mesh
-from .vector import check
+from .._shared.kernel import Kernel, dtype_reasons
+from .._shared.machine import Machine
+from .._shared.passes import Arrays, differentiable
+from ._pallas_call import pallas_call
+from .vector import no_scale
 
 TURN = 16  # tokens of a turn of the loop, and of a register of bfloat16
 CHANNEL_BLOCK = 1024
@@ -40,7 +46,7 @@ def _parts(x: jax.Array) -> list[jax.Array]:
 
 
 def _sum(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """The product over these axes of bfloat16 matrices, one of which is ones: exact but for float32's own rounding."""
+    """The product over these axes of bfloat16 matrices, one of which is all ones: only float32 sums are rounded."""
     return lax.dot_general(
         a,
         b,
@@ -51,7 +57,7 @@ def _sum(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
 
 
 def _columns(rows: jax.Array, exact: bool) -> jax.Array:
-    """`[tokens, M]` -> `[tokens * M, 128]`: each number along a row of its own; exact: they are bfloat16's."""
+    """`[tokens, M]` -> `[tokens * M, 128]`: each number fills a row of its own. `exact`: all are bfloat16 numbers."""
     tokens, numbers = rows.shape
     parts = [rows] if exact else [part.astype(jnp.float32) for part in _parts(rows)]
     wide = jnp.concatenate(parts, axis=1)[:, None, :]
@@ -76,7 +82,7 @@ def _over_groups(x: jax.Array) -> jax.Array:
 
 
 class _Tokens:
-    """A turn's tokens; those after the last one have dt = 0, which leaves the state alone."""
+    """The tokens of one turn of the loop; those after the last one have dt = 0, which leaves the state alone."""
 
     def __init__(self, u_ref, dt_ref, rows_ref, columns_ref, states: int, start, first, length: int):
         at = pl.ds(start, TURN)
@@ -138,7 +144,7 @@ def _advance(tokens: _Tokens, i: int, A: jax.Array, h: jax.Array) -> jax.Array:
 
 
 def _forward_kernel(
-    u_ref, dt_ref, rows_ref, A_ref, state_ref, y_ref, final_ref, entries_ref, h_ref, columns_ref, *, length
+    *, length: int, u_ref, dt_ref, rows_ref, A_ref, state_ref, y_ref, final_ref, entries_ref, h_ref, columns_ref
 ):
     time, A = pl.program_id(2), A_ref[...]
     first = time * u_ref.shape[0]
@@ -165,10 +171,10 @@ def _forward_kernel(
 
 
 def _backward_kernel(
+    *, length: int,
     u_ref, dt_ref, rows_ref, A_ref, entries_ref, d_y_ref, d_final_ref,
     d_u_ref, d_dt_ref, d_rows_ref, d_A_ref, d_state_ref,
     before_ref, z_ref, columns_ref, sums_ref,
-    *, length: int,
 ):  # fmt: skip
     turns, A = u_ref.shape[0] // TURN, A_ref[...]
     first, size = (pl.num_programs(2) - 1 - pl.program_id(2)) * u_ref.shape[0], TURN * 2 * A.shape[0]
@@ -222,8 +228,8 @@ def _backward_kernel(
     d_state_ref[...] = z_ref[...]
 
 
-class _Blocks:
-    """Tiling: channels and batch in parallel, chunks of time in sequence."""
+class _Tiling:
+    """The blocks: batch and channels in parallel, chunks of time in sequence."""
 
     def __init__(self, u: jax.Array, rows: jax.Array, states: int, chunk: int, channels: int, reverse: bool):
         self.batch, self.length, self.D = u.shape
@@ -244,22 +250,97 @@ class _Blocks:
         self.d_rows = pl.BlockSpec((None, None, None, 1, self.row), lambda b, d, t: (d, b, self.at(t), 0, 0))
         self.columns = (self.row, LANES)
 
-    def call(self, kernel, name, in_specs, out_specs, out_shape, scratch):
-        return pl.pallas_call(
+    def inputs(self, arrays: Arrays) -> dict:
+        """Those that both passes have."""
+        specs = {"u": self.tokens, "dt": self.tokens, "rows": self.rows, "A": self.A}
+        return {name: (arrays[name], spec) for name, spec in specs.items()}
+
+    def call(self, kernel, name: str, inputs: dict, outputs: dict, scratch: dict) -> dict[str, jax.Array]:
+        return pallas_call(
             functools.partial(kernel, length=self.length),
+            name,
             grid=(self.batch, self.splits, self.chunks),
-            in_specs=in_specs,
-            out_specs=out_specs,
-            out_shape=[jax.ShapeDtypeStruct(*result) for result in out_shape],
-            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
-            compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
-            ),
-            name=name,
+            inputs=inputs,
+            outputs={name: (jax.ShapeDtypeStruct(*shape), spec) for name, (shape, spec) in outputs.items()},
+            scratch={name: pltpu.VMEM(shape, jnp.float32) for name, shape in scratch.items()},
+            dimension_semantics=("parallel", "parallel", "arbitrary"),
+            vmem_limit_bytes=VMEM_LIMIT,
         )
 
 
-def selective_scan(u, dt, rows, A, state, chunk: int, channels: int = CHANNEL_BLOCK):
+@dataclasses.dataclass(frozen=True)
+class _SelectivePasses:
+    """The two passes, as `_shared.passes` wants them. Channels stay together: B and C add up gradients over them."""
+
+    machine: Machine
+    chunk: int
+    channels: int
+
+    heads = (1, 1)
+    inputs = {"u": "B T D", "dt": "B T D", "rows": "B T R", "A": "N D", "state": "B N D"}
+    outputs = {"y": "B T D", "final": "B N D"}
+    kept = ("u", "dt", "rows", "A")
+    saved = {"entries": "B C N D"}
+
+    def forward(self, arrays: Arrays, keep: bool) -> Arrays:
+        u, rows, state = arrays["u"], arrays["rows"], arrays["state"]
+        tiling = _Tiling(u, rows, state.shape[1], self.chunk, self.channels, reverse=False)
+        entries = (tiling.batch, tiling.chunks, tiling.N, tiling.D)
+        return tiling.call(
+            _forward_kernel,
+            "selective_forward",
+            tiling.inputs(arrays) | {"state": (state, tiling.state)},
+            {
+                "y": ((u.shape, u.dtype), tiling.tokens),
+                "final": ((state.shape, jnp.float32), tiling.state),
+                "entries": ((entries, jnp.float32), tiling.entries),
+            },
+            {"h": (tiling.N, tiling.width), "columns": tiling.columns},
+        )
+
+    def backward(self, arrays: Arrays) -> Arrays:
+        """The gradient of A is still one array for each sequence, `[B, N, D]`."""
+        u, dt, rows, d_final = arrays["u"], arrays["dt"], arrays["rows"], arrays["d_final"]
+        tiling = _Tiling(u, rows, d_final.shape[1], self.chunk, self.channels, reverse=True)
+        N, state = tiling.N, ((d_final.shape, jnp.float32), tiling.state)
+        results = tiling.call(
+            _backward_kernel,
+            "selective_backward",
+            tiling.inputs(arrays)
+            | {
+                "entries": (arrays["entries"], tiling.entries),
+                "d_y": (arrays["d_y"], tiling.tokens),
+                "d_final": (d_final, tiling.state),
+            },
+            {
+                "d_u": ((u.shape, u.dtype), tiling.tokens),
+                "d_dt": ((dt.shape, dt.dtype), tiling.tokens),
+                "d_rows": (((tiling.splits, tiling.batch, tiling.chunks, 1, tiling.row), jnp.float32), tiling.d_rows),
+                "d_A": state,
+                "d_state": state,
+            },
+            {
+                "before": (tiling.chunk, N, tiling.width),
+                "z": (N, tiling.width),
+                "columns": tiling.columns,
+                "sums": (TURN * 2 * N, LANES),
+            },
+        )
+        d_rows = results["d_rows"].sum(0).reshape(tiling.batch, -1, 2 * N)[:, : rows.shape[1]]
+        d_rows = jnp.pad(d_rows, ((0, 0), (0, 0), (0, rows.shape[2] - 2 * N)))  # resets have no gradient
+        return results | {"d_rows": d_rows.astype(rows.dtype)}
+
+
+def selective_scan(
+    machine: Machine,
+    u: jax.Array,
+    dt: jax.Array,
+    rows: jax.Array,
+    A: jax.Array,
+    state: jax.Array,
+    chunk: int,
+    channels: int = CHANNEL_BLOCK,
+) -> tuple[jax.Array, jax.Array]:
     """(final state `[B, N, D]`, y `[B, T, D]` in the dtype of u).
 
     Args:
@@ -271,93 +352,44 @@ def selective_scan(u, dt, rows, A, state, chunk: int, channels: int = CHANNEL_BL
         chunk: tokens between states that are kept for the backward pass.
         channels: at most so many in a grid step.
     """
-    return _scan(u, dt, rows, A, state, chunk, channels)
+    arrays = {"u": u, "dt": dt, "rows": rows, "A": A, "state": state}
+    results = differentiable(_SelectivePasses(machine, chunk, channels), arrays)
+    return results["final"], results["y"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _scan(u, dt, rows, A, state, chunk, channels):
-    return _selective_forward(u, dt, rows, A, state, chunk, channels)[0]
+def refuses(machine: Machine, sizes: Mapping[str, int], dtypes: Mapping[str, str]) -> list[str]:
+    """Reasons against a call."""
+    reasons, N, D = dtype_reasons(dtypes), sizes["N"], sizes["D"]
+    if N % 8 or N > MOST_STATES:
+        reasons.append(f"N={N} states a channel, wants a multiple of 8 up to {MOST_STATES}")
+    if D > LANES and D % LANES:
+        reasons.append(f"D={D} channels, wants at most {LANES} or a multiple of {LANES}, as it adds up over them")
+    return reasons
 
 
-def _selective_forward(u, dt, rows, A, state, chunk, channels):
-    def run(u, dt, rows, A, state):
-        blocks = _Blocks(u, rows, A.shape[0], chunk, channels, reverse=False)
-        entries = (blocks.batch, blocks.chunks, blocks.N, blocks.D)
-        return blocks.call(
-            _forward_kernel,
-            "selective_forward",
-            [blocks.tokens, blocks.tokens, blocks.rows, blocks.A, blocks.state],
-            [blocks.tokens, blocks.state, blocks.entries],
-            [(u.shape, u.dtype), (state.shape, jnp.float32), (entries, jnp.float32)],
-            [(blocks.N, blocks.width), blocks.columns],
-        )(u, dt, rows, A, state)
-
-    operands, results = ["B T D", "B T D", "B T R", "N D", "B N D"], ["B T D", "B N D", "B C N D"]
-    y, final, entries = _over_mesh(run, operands, results, (u, dt, rows, A, state))
-    return (final, y), (u, dt, rows, A, entries)
-
-
-def _selective_backward(chunk, channels, residuals, cotangents):
-    (u, dt, rows, A, entries), (d_final, d_y) = residuals, cotangents
-
-    def run(u, dt, rows, A, entries, d_y, d_final):
-        blocks = _Blocks(u, rows, A.shape[0], chunk, channels, reverse=True)
-        d_u, d_dt, d_rows, d_A, d_state = blocks.call(
-            _backward_kernel,
-            "selective_backward",
-            [blocks.tokens, blocks.tokens, blocks.rows, blocks.A, blocks.entries, blocks.tokens, blocks.state],
-            [blocks.tokens, blocks.tokens, blocks.d_rows, blocks.state, blocks.state],
-            [
-                (u.shape, u.dtype),
-                (dt.shape, dt.dtype),
-                ((blocks.splits, blocks.batch, blocks.chunks, 1, blocks.row), jnp.float32),
-                (d_final.shape, jnp.float32),
-                (d_final.shape, jnp.float32),
-            ],
-            [
-                (blocks.chunk, blocks.N, blocks.width),
-                (blocks.N, blocks.width),
-                blocks.columns,
-                (TURN * 2 * blocks.N, LANES),
-            ],
-        )(u, dt, rows, A, entries, d_y, d_final)
-        d_rows = d_rows.sum(0).reshape(blocks.batch, -1, 2 * blocks.N)[:, : rows.shape[1]]
-        d_rows = jnp.pad(d_rows, ((0, 0), (0, 0), (0, rows.shape[2] - 2 * blocks.N)))  # resets have no gradient
-        return d_u, d_dt, d_rows.astype(rows.dtype), d_A, d_state
-
-    operands = ["B T D", "B T D", "B T R", "N D", "B C N D", "B T D", "B N D"]
-    results = ["B T D", "B T D", "B T R", "B N D", "B N D"]
-    d_u, d_dt, d_rows, d_A, d_state = _over_mesh(run, operands, results, (u, dt, rows, A, entries, d_y, d_final))
-    return d_u, d_dt, d_rows, d_A.sum(0), d_state
-
-
-_scan.defvjp(_selective_forward, _selective_backward)
-
-
-def _over_mesh(run, operands: list[str], results: list[str], arrays: tuple):
-    """Each device scans its own sequences. Channels stay together, as B and C add up gradients over them."""
-    return over_mesh(lambda *own: tuple(run(*own)), operands, results, {"H": 1, "HV": 1}, arrays)
-
-
-def selective(scale: float | None, chunk_size: int | None, fields: dict, reset: jax.Array | None, state: jax.Array):
-    """(final state, y) of the record `selective`: u, dt `[B, T, D]`, B, C `[B, T, N]`, A `[D, N]`, state `[B, D, N]`.
-
-    Raises:
-        NotImplementedError: the platform, dtypes or sizes it does not support.
-    """
-    check(scale, fields)
-    u, dt, A = fields["u"], fields["dt"], fields["A"]
-    if A.shape[1] % 8 or A.shape[1] > MOST_STATES:
-        raise NotImplementedError(
-            f"mosaic_tpu: N={A.shape[1]} states a channel: the kernel takes a multiple of 8 up to {MOST_STATES}; "
-            "use implementation='xla'"
-        )
-    if u.shape[2] > 128 and u.shape[2] % 128:
-        raise NotImplementedError(
-            f"mosaic_tpu: D={u.shape[2]} channels: sums over channels want a multiple of 128; use implementation='xla'"
-        )
-    rows = jnp.concatenate(
-        [fields["B"], fields["C"], *([] if reset is None else [reset[..., None].astype(fields["B"].dtype)])], axis=-1
-    )
-    final, y = selective_scan(u, dt, rows, A.T.astype(jnp.float32), jnp.swapaxes(state, 1, 2), chunk_size or CHUNK)
+def _run(
+    machine: Machine,
+    scale: float | None,
+    chunk_size: int | None,
+    fields: dict,
+    reset: jax.Array | None,
+    state: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """(final state, y): u, dt `[B, T, D]`, B, C `[B, T, N]`, A `[D, N]`, states `[B, D, N]`."""
+    no_scale("selective", scale)
+    starts = [] if reset is None else [reset[..., None].astype(fields["B"].dtype)]
+    rows = jnp.concatenate([fields["B"], fields["C"], *starts], axis=-1)
+    A, state = fields["A"].T.astype(jnp.float32), jnp.swapaxes(state, 1, 2)
+    final, y = selective_scan(machine, fields["u"], fields["dt"], rows, A, state, chunk_size or CHUNK)
     return jnp.swapaxes(final, 1, 2), y
+
+
+SELECTIVE = Kernel(
+    "selective",
+    "tpu",
+    "chunk",
+    {"u": "D", "dt": "D", "B": "N", "C": "N"},
+    _run,
+    refuses,
+    parameters={"A": "D N"},
+)

@@ -1,4 +1,4 @@
-"""mLSTM on the kernel of one decay per head: its state is kept over exp(m), m the largest log-weight so far.
+"""mLSTM on the kernel of one decay per head: its state is divided by exp(m), m the largest log-weight so far.
 
 m_t = max(f_t + m_{t-1}, i_t) is a scan of its own, without the vectors. With it decays are exp(f_t + m_{t-1} - m_t) and
 keys exp(i_t - m_t) k_t, none above its input, and o_t = q_t C_t / max(|q_t n_t|, exp -m_t). The kernel runs twice: n is
@@ -9,24 +9,24 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..block_sizes import BlockSizes
-from ._call import WIDTHS, chunk_form, require_dtypes
+from .._shared.kernel import Kernel
+from .._shared.machine import Machine
+from .._shared.quotient import bounded_quotient
+from ._matrix_state import WIDTHS, chunk_form, refuses
 from .scalar import SCALAR_DECAY
 
 EMPTY = -1e30  # log of nothing, and far from overflowing when added up
-LARGEST_LOG = 40.0  # exp(-m) below which a denominator counts as exp(-40): its inverse square is a float32
 
 
-def chunk_form_stabilised(
+def _run(
+    machine: Machine,
     scale: float | None,
     chunk_size: int | None,
     fields: dict,
     reset: jax.Array | None,
     state: tuple[jax.Array, jax.Array, jax.Array],
-    blocks: BlockSizes | None = None,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
     """As `chunk_form`, with log-gates i and f [B, T, HV] and the state (C [B, HV, K, V], n [B, HV, K], m [B, HV])."""
-    require_dtypes("stabilised", fields)
     q, k, v = (fields[name].astype(jnp.float32) for name in ("q", "k", "v"))
     i, f = (fields[name].astype(jnp.float32) for name in ("i", "f"))
     C, n, m = state
@@ -44,10 +44,17 @@ def chunk_form_stabilised(
     tokens = {"q": jnp.repeat(q, shared, axis=2), "k": keys, "v": v, "g": f + before - size}
     ones = jnp.ones((*v.shape[:3], WIDTHS[0]), v.dtype)
     counts = jnp.broadcast_to(n[..., None], (*n.shape, WIDTHS[0]))
-    C, numerator = chunk_form(SCALAR_DECAY, scale, chunk_size, tokens, reset, C, blocks)
-    n, denominator = chunk_form(SCALAR_DECAY, scale, chunk_size, {**tokens, "v": ones}, reset, counts, blocks)
-    # both sides of max(|q n|, exp -m) times exp(min(m, 0)), so that exp(-m) does not overflow
-    down = jnp.exp(jnp.minimum(size, 0))
-    divisor = jnp.maximum(jnp.abs(denominator[..., 0]) * down, jnp.exp(-jnp.clip(size, 0, LARGEST_LOG)))
-    o = numerator * (down / divisor)[..., None]
+    C, numerator = chunk_form(SCALAR_DECAY, machine, scale, chunk_size, tokens, reset, C)
+    n, denominator = chunk_form(SCALAR_DECAY, machine, scale, chunk_size, {**tokens, "v": ones}, reset, counts)
+    o = bounded_quotient(numerator, denominator[..., 0], size)
     return (C, n[..., 0], size[:, -1]), o.astype(fields["v"].dtype)
+
+
+STABILISED = Kernel(
+    "stabilised",
+    "tpu",
+    "chunk",
+    {"q": "H K", "k": "H K", "v": "HV V", "i": "HV", "f": "HV"},
+    _run,
+    refuses,
+)

@@ -1,8 +1,8 @@
 """Elementwise recurrences: h_t = exp(g_t) h_{t-1} + x_t for each channel, forward and backward.
 
-Channels lie on lanes, tokens on sublanes. Eight tokens are scanned in registers in three doublings, whatever entered
-them is added at the end, and only that last step waits for the tokens before. Everything is read and written once: HBM
-binds.
+A register holds eight tokens (on sublanes) of 128 channels (on lanes). It is scanned in three doublings, as if the
+state before its first token were zero. What that state adds to each of the eight comes last, and only this last step
+has to wait for the tokens before. Everything is read from HBM and written to it once, and that is what takes the time.
 
 Backward is the same scan from right to left. With z_t = exp(g_t) dh_t, what token t hands to its predecessor,
 
@@ -11,7 +11,9 @@ Backward is the same scan from right to left. With z_t = exp(g_t) dh_t, what tok
 and h_{t-1} is the output before, so that nothing is kept but the outputs.
 """
 
+import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +21,16 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from .._platform import require_tpu
-from ._partition import over_mesh
+from .._shared.kernel import Kernel, dtype_reasons
+from .._shared.machine import Machine, machine_here
+from .._shared.passes import Arrays, differentiable
+from ._pallas_call import pallas_call
 
 TILE = 8  # tokens of a register
-ROWS = 16  # tokens of a turn: one tile of bfloat16, two registers
+ROWS = 16  # tokens of a turn of the loop: one tile of bfloat16, two registers
 TIME_BLOCK = 256
 CHANNEL_BLOCK = 512
-TOKENS, STATE = "B T H", "B X H"  # to what partitions, channels are what heads are elsewhere
+TOKENS, STATE = "B T H", "B X H"  # channels are split over devices as heads are elsewhere
 
 
 def scan_tile(a: jax.Array, b: jax.Array, entering: jax.Array, reverse: bool) -> jax.Array:
@@ -52,7 +56,7 @@ def _masked(x: jax.Array, valid: jax.Array | None) -> jax.Array:
     return x.astype(jnp.float32) if valid is None else jnp.where(valid, x.astype(jnp.float32), 0)
 
 
-def _forward_kernel(g_ref, x_ref, state_ref, o_ref, final_ref, carry_ref, *, length: int):
+def _forward_kernel(*, length: int, g_ref, x_ref, state_ref, o_ref, final_ref, carry_ref):
     time = pl.program_id(2)
 
     @pl.when(time == 0)
@@ -75,12 +79,12 @@ def _forward_kernel(g_ref, x_ref, state_ref, o_ref, final_ref, carry_ref, *, len
 
 
 def _backward_kernel(
-    g_ref, o_ref, before_ref, d_o_ref, state_ref, d_final_ref, d_g_ref, d_x_ref, d_state_ref, carry_ref, *, length: int
+    *, length: int, g_ref, o_ref, before_ref, d_o_ref, state_ref, d_final_ref, d_g_ref, d_x_ref, d_state_ref, carry_ref
 ):
-    blocks, turns = pl.num_programs(2), g_ref.shape[0] // ROWS
-    time = blocks - 1 - pl.program_id(2)
+    time_blocks, turns = pl.num_programs(2), g_ref.shape[0] // ROWS
+    time = time_blocks - 1 - pl.program_id(2)
 
-    @pl.when(time == blocks - 1)
+    @pl.when(time == time_blocks - 1)
     def _():
         carry_ref[...] = d_final_ref[...]
 
@@ -113,16 +117,16 @@ def _backward_kernel(
     d_state_ref[...] = carry_ref[...]
 
 
-class _Blocks:
-    """Tiling of arrays `[B, T, D]` and `[B, 1, D]`: batch and channels in parallel, time in sequence."""
+class _Tiling:
+    """The blocks of arrays `[B, T, D]` and `[B, 1, D]`: batch and channels in parallel, time in sequence."""
 
-    def __init__(self, shape: tuple[int, int, int], time_block: int, channel_block: int, reverse: bool):
+    def __init__(self, shape: tuple[int, ...], time_block: int, channel_block: int, reverse: bool):
         batch, length, width = shape
-        self.time = min(time_block, -(-length // ROWS) * ROWS)
+        self.length, self.time = length, min(time_block, -(-length // ROWS) * ROWS)
         self.width = width if width <= channel_block else channel_block
-        self.blocks = -(-length // self.time)
-        self.grid = (batch, -(-width // self.width), self.blocks)
-        self.at = (lambda t: self.blocks - 1 - t) if reverse else (lambda t: t)
+        self.time_blocks = -(-length // self.time)
+        self.grid = (batch, -(-width // self.width), self.time_blocks)
+        self.at = (lambda t: self.time_blocks - 1 - t) if reverse else (lambda t: t)
 
     def tokens(self) -> pl.BlockSpec:
         return pl.BlockSpec((None, self.time, self.width), lambda b, d, t: (b, self.at(t), d))
@@ -135,16 +139,63 @@ class _Blocks:
     def state(self) -> pl.BlockSpec:
         return pl.BlockSpec((None, 1, self.width), lambda b, d, t: (b, 0, d))
 
-    def call(self, kernel, name: str, in_specs, out_specs, out_shape):
-        return pl.pallas_call(
-            kernel,
+    def call(self, kernel, name: str, inputs: dict, outputs: dict) -> dict[str, jax.Array]:
+        return pallas_call(
+            functools.partial(kernel, length=self.length),
+            name,
             grid=self.grid,
-            in_specs=in_specs,
-            out_specs=out_specs,
-            out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in out_shape],
-            scratch_shapes=[pltpu.VMEM((1, self.width), jnp.float32)],
-            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
-            name=name,
+            inputs=inputs,
+            outputs={name: (jax.ShapeDtypeStruct(x.shape, x.dtype), spec) for name, (x, spec) in outputs.items()},
+            scratch={"carry": pltpu.VMEM((1, self.width), jnp.float32)},
+            dimension_semantics=("parallel", "parallel", "arbitrary"),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _VectorPasses:
+    """The two passes, as `_shared.passes` wants them."""
+
+    machine: Machine
+    time_block: int
+    channel_block: int
+    heads: tuple[int, int]
+
+    inputs = {"g": TOKENS, "x": TOKENS, "state": STATE}
+    outputs = {"o": TOKENS, "final": STATE}
+    kept = ("g", "o", "state")
+    saved = {}
+
+    def forward(self, arrays: Arrays, keep: bool) -> Arrays:
+        x, state = arrays["x"], arrays["state"]
+        tiling = _Tiling(x.shape, self.time_block, self.channel_block, reverse=False)
+        tokens, states = tiling.tokens(), tiling.state()
+        return tiling.call(
+            _forward_kernel,
+            "vector_forward",
+            {"g": (arrays["g"], tokens), "x": (x, tokens), "state": (state, states)},
+            {"o": (x, tokens), "final": (jax.ShapeDtypeStruct(state.shape, jnp.float32), states)},
+        )
+
+    def backward(self, arrays: Arrays) -> Arrays:
+        g, o, state = arrays["g"], arrays["o"], arrays["state"]
+        tiling = _Tiling(g.shape, self.time_block, self.channel_block, reverse=True)
+        tokens, states = tiling.tokens(), tiling.state()
+        return tiling.call(
+            _backward_kernel,
+            "vector_backward",
+            {
+                "g": (g, tokens),
+                "o": (o, tokens),
+                "before": (o, tiling.before()),
+                "d_o": (arrays["d_o"], tokens),
+                "state": (state, states),
+                "d_final": (arrays["d_final"], states),
+            },
+            {
+                "d_g": (g, tokens),
+                "d_x": (o, tokens),
+                "d_state": (jax.ShapeDtypeStruct(state.shape, jnp.float32), states),
+            },
         )
 
 
@@ -154,6 +205,7 @@ def vector_scan(
     state: jax.Array,
     time_block: int = TIME_BLOCK,
     channel_block: int = CHANNEL_BLOCK,
+    machine: Machine | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(final state float32 `[B, D]`, h `[B, T, D]` in the dtype of x) of h_t = exp(g_t) h_{t-1} + x_t from `state`.
 
@@ -161,6 +213,7 @@ def vector_scan(
         x, g: `[B, T, D]`, float32 or bfloat16; g may be -inf where the state is to be forgotten.
         state: `[B, D]` float32.
         time_block, channel_block: tokens and channels of a grid step.
+        machine: what the call is traced for; None is the one around it.
 
     Raises:
         ValueError: blocks that are no multiple of 16 tokens or of 128 channels.
@@ -169,82 +222,38 @@ def vector_scan(
         raise ValueError(
             f"vector_scan: time_block={time_block}, channel_block={channel_block}, wants multiples of {ROWS} and 128"
         )
-    return _scan(x, g, state, time_block, channel_block)
+    channels = x.shape[2]
+    passes = _VectorPasses(machine or machine_here(), time_block, channel_block, (channels, channels))
+    results = differentiable(passes, {"g": g, "x": x, "state": state[:, None]})
+    return results["final"][:, 0], results["o"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _scan(x, g, state, time_block, channel_block):
-    def run(g, x, state):
-        blocks = _Blocks(x.shape, time_block, channel_block, reverse=False)
-        return blocks.call(
-            functools.partial(_forward_kernel, length=x.shape[1]),
-            "vector_forward",
-            [blocks.tokens(), blocks.tokens(), blocks.state()],
-            [blocks.tokens(), blocks.state()],
-            [x, jax.ShapeDtypeStruct(state.shape, jnp.float32)],
-        )(g, x, state)
-
-    o, final = _over_mesh(run, [TOKENS, TOKENS, STATE], [TOKENS, STATE], (g, x, state[:, None]))
-    return final[:, 0], o
+def refuses(machine: Machine, sizes: Mapping[str, int], dtypes: Mapping[str, str]) -> list[str]:
+    """Reasons against a call: only its dtypes."""
+    return dtype_reasons(dtypes)
 
 
-def _vector_forward(x, g, state, time_block, channel_block):
-    final, o = _scan(x, g, state, time_block, channel_block)
-    return (final, o), (g, o, state)
-
-
-def _vector_backward(time_block, channel_block, residuals, cotangents):
-    (g, o, state), (d_final, d_o) = residuals, cotangents
-
-    def run(g, o, d_o, state, d_final):
-        blocks = _Blocks(g.shape, time_block, channel_block, reverse=True)
-        return blocks.call(
-            functools.partial(_backward_kernel, length=g.shape[1]),
-            "vector_backward",
-            [blocks.tokens(), blocks.tokens(), blocks.before(), blocks.tokens(), blocks.state(), blocks.state()],
-            [blocks.tokens(), blocks.tokens(), blocks.state()],
-            [g, o, jax.ShapeDtypeStruct(state.shape, jnp.float32)],
-        )(g, o, o, d_o, state, d_final)
-
-    operands = [TOKENS, TOKENS, TOKENS, STATE, STATE]
-    d_g, d_x, d_state = _over_mesh(
-        run, operands, [TOKENS, TOKENS, STATE], (g, o, d_o, state[:, None], d_final[:, None])
-    )
-    return d_x, d_g, d_state[:, 0]
-
-
-_scan.defvjp(_vector_forward, _vector_backward)
-
-
-def _over_mesh(run, operands: list[str], results: list[str], arrays: tuple):
-    """Each device scans its own sequences and channels."""
-    channels = arrays[0].shape[2]
-    return over_mesh(lambda *own: tuple(run(*own)), operands, results, {"H": channels, "HV": channels}, arrays)
-
-
-def check(scale: float | None, fields: dict) -> None:
-    """Refuse what these kernels do not take: ValueError for a scale, NotImplementedError for the rest."""
-    require_tpu()
+def no_scale(record: str, scale: float | None) -> None:
+    """Raises ValueError where a scale is given: elementwise recurrences have no queries."""
     if scale is not None:
-        raise ValueError(f"mosaic_tpu: scale={scale!r}: elementwise recurrences have no queries to scale; wants None")
-    wide = {name: str(x.dtype) for name, x in fields.items() if x.dtype not in (jnp.float32, jnp.bfloat16)}
-    if wide:
-        raise NotImplementedError(
-            f"mosaic_tpu: {wide}: the kernels take float32 and bfloat16; use implementation='xla'"
-        )
+        raise ValueError(f"{record}: scale={scale!r}, but there are no queries to scale; leave it out.")
 
 
-def vector_decay(scale: float | None, chunk_size: int | None, fields: dict, reset: jax.Array | None, state: jax.Array):
-    """(final state, o) of the record `vector_decay`: fields x and g `[B, T, D]`, state `[B, D]`.
-
-    There is nothing that `chunk_size` could change: no state is kept, and the sums of a step do not depend on it.
-
-    Raises:
-        NotImplementedError: the platform or dtypes it does not support.
-    """
-    check(scale, fields)
-    x, g = fields["x"], fields["g"]
+def _run(
+    machine: Machine,
+    scale: float | None,
+    chunk_size: int | None,
+    fields: dict,
+    reset: jax.Array | None,
+    state: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """There is nothing that `chunk_size` could change: no state is kept, and no sum depends on it."""
+    no_scale("vector_decay", scale)
+    g = fields["g"]
     if reset is not None:
         # no sums of logs are taken here, so that the logarithm of zero is as good as a mask
         g = jnp.where(reset[..., None], -jnp.inf, g)
-    return vector_scan(x, g, state)
+    return vector_scan(fields["x"], g, state, machine=machine)
+
+
+VECTOR_DECAY = Kernel("vector_decay", "tpu", "chunk", {"x": "D", "g": "D"}, _run, refuses)

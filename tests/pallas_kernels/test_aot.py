@@ -6,10 +6,10 @@ import importlib.util
 import hand_counted
 import pytest
 
-from pallas_kernels import _programs
-from pallas_kernels._aot import Compiled, CompileError, compile_all, compile_and_schedule
-from pallas_kernels._report import report
-from pallas_kernels._targets import TARGETS
+from pallas_kernels.profiler import _programs
+from pallas_kernels.profiler._aot import Compiled, CompileError, compile_all, compile_and_schedule
+from pallas_kernels.profiler._report import report
+from pallas_kernels.profiler._targets import TARGETS
 
 compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed: pip install libtpu"

@@ -1,12 +1,14 @@
 """The decode kernel against the library's own step, in the strict interpreter."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
 from tolerances import OUTPUTS, assert_close
 
 import lineax_seq as ls
-import pallas_kernels
+from pallas_kernels import KERNELS, interpret, machine_here
 
 QUICK = [("simple_gla", "float32", 4), ("kda", "bfloat16", 8), ("rwkv7", "float32", 2)]
 ALL = ["linear_attention", "simple_gla", "gla", "delta_rule", "gated_delta_rule", "kda", "gdn2", "rwkv7"]
@@ -15,15 +17,15 @@ ALL = ["linear_attention", "simple_gla", "gla", "delta_rule", "gated_delta_rule"
 def check(name: str, dtype: str, HV: int, K: int = 64, V: int = 64):
     operator = ls.RECURRENCES[name]
     x = operator.example(jax.random.key(0), B=2, T=1, H=2, HV=HV, K=K, V=V, dtype=jnp.dtype(dtype))
-    x = {argument: value[:, 0] for argument, value in x.items()}
     state = jax.random.normal(jax.random.key(1), (2, HV, K, V))
-    step = jax.jit(pallas_kernels.STEPS["mosaic_tpu", operator.recurrence.name], static_argnums=0)
-    with pallas_kernels.interpret():
-        new, o = step(operator.default_scale or K**-0.5, x, state)
-    want_o, want = operator.step(**x, state=state)
+    kernel, scale = KERNELS["tpu", "step", operator.recurrence.name], operator.default_scale or K**-0.5
+    with interpret():
+        step = functools.partial(kernel, machine_here(), scale, None)
+        new, o = jax.jit(lambda x, state: step(x, None, state))(x, state)
+    want_o, want = operator.step(**{argument: value[:, 0] for argument, value in x.items()}, state=state)
     assert o.dtype == want_o.dtype
     assert_close(new, want, OUTPUTS["float32"], f"{name} state")
-    assert_close(o, want_o, OUTPUTS[dtype], f"{name} output")
+    assert_close(o[:, 0], want_o, OUTPUTS[dtype], f"{name} output")
 
 
 @pytest.mark.parametrize(("name", "dtype", "HV"), QUICK)
@@ -36,7 +38,7 @@ def test_the_public_step_takes_it():
     x = ls.retention.example(jax.random.key(0), B=2, T=1, H=2, HV=4, K=64, V=128)
     x = {argument: value[:, 0] for argument, value in x.items()}
     state = jax.random.normal(jax.random.key(1), (2, 4, 64, 128))
-    with pallas_kernels.interpret():
+    with interpret():
         got = ls.retention.step(**x, state=state, implementation="mosaic_tpu")
     assert_close(got, ls.retention.step(**x, state=state), OUTPUTS["float32"])
 
@@ -44,7 +46,7 @@ def test_the_public_step_takes_it():
 def test_the_public_step_says_why_not():
     x = ls.gated_delta_product.example(jax.random.key(0), B=1, T=1, H=1, K=64, V=64)
     x = {argument: value[:, 0] for argument, value in x.items()}
-    with pallas_kernels.interpret(), pytest.raises(NotImplementedError, match="one step a token, not several"):
+    with interpret(), pytest.raises(NotImplementedError, match="one step a token, not several"):
         ls.gated_delta_product.step(**x, implementation="mosaic_tpu")
     with pytest.raises(NotImplementedError, match="runs on cpu"):
         ls.gla.step(
@@ -61,15 +63,12 @@ def test_kernel_is_the_step_everywhere(name, K, V, dtype):
     check(name, dtype, 8, K, V)
 
 
-def test_every_record_of_the_table_is_one():
-    records = {operator.recurrence.name for operator in ls.RECURRENCES.values()}
-    assert {record for _, record in pallas_kernels.STEPS} <= records
-
-
 def test_refusals_say_why():
-    step, ones = pallas_kernels.STEPS["mosaic_tpu", "no_decay"], jnp.ones
-    fields = {"q": ones((1, 2, 32)), "k": ones((1, 2, 32)), "v": ones((1, 2, 64))}
-    with pytest.raises(NotImplementedError, match="runs on cpu"):
-        step(1.0, fields, ones((1, 2, 32, 64)))
-    with pallas_kernels.interpret(), pytest.raises(NotImplementedError, match="K=32, V=64"):
-        step(1.0, fields, ones((1, 2, 32, 64)))
+    step, ones = KERNELS["tpu", "step", "no_decay"], jnp.ones
+    fields = {"q": ones((1, 1, 2, 32)), "k": ones((1, 1, 2, 32)), "v": ones((1, 1, 2, 64))}
+    with interpret():
+        with pytest.raises(NotImplementedError, match=r"no_decay \(one token\) cannot: K=32, wants one of"):
+            step(machine_here(), 1.0, None, fields, None, ones((1, 2, 32, 64)))
+        with pytest.raises(ValueError, match="one token has neither"):
+            wide = {name: ones((1, 1, 2, 64)) for name in "qkv"}
+            step(machine_here(), 1.0, 64, wide, None, ones((1, 2, 64, 64)))

@@ -35,7 +35,10 @@ def test_one_key_at_every_token(dtype, beta):
 
 
 def test_reflections_do_not_drift():
-    """beta = 2 along few keys, no decay: nothing fades, and the state carries every rounding along."""
+    """beta = 2 along few keys, no decay: nothing fades, and the state carries every rounding along.
+
+    What is written to the state is not rounded to bfloat16, and the error is 3e-3. Rounded, it would be 1.6e-2.
+    """
 
     def change(args):
         keys = np.zeros_like(args["k"])
@@ -46,7 +49,9 @@ def test_reflections_do_not_drift():
     case.args = change({name: np.asarray(x) for name, x in case.args.items()})
     case.rounded("bfloat16")
     final = kernel_cases.through_kernel(case, ls.delta_rule, "bfloat16")[0][1]
-    kernel_cases.assert_close(final, kernel_cases.reference(ls.delta_rule, case)[0][1], 3e-3, "final state")
+    kernel_cases.assert_close(
+        final, kernel_cases.reference(ls.delta_rule, case)[0][1], kernel_cases.OUTPUTS["bfloat16"], "final state"
+    )
 
 
 @pytest.mark.parametrize("operator", [ls.kda, ls.rwkv7], ids=lambda operator: operator.name)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pallas_kernels._aot import environment
+from pallas_kernels.profiler._aot import environment
 
 # Gradients of what all tokens share add up over the batch; nothing else may travel.
 NOTHING = dict.fromkeys(("hgrn", "decode", "lightnet", "rwkv7"), set())

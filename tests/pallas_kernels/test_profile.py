@@ -6,9 +6,12 @@ import json
 
 import pytest
 
-from pallas_kernels import _tune, profile
-from pallas_kernels._measure import measure
-from pallas_kernels._report import Part, Report
+from pallas_kernels import profile
+from pallas_kernels._shared import block_sizes
+from pallas_kernels.profiler import _programs, _targets, _tune
+from pallas_kernels.profiler._measure import measure
+from pallas_kernels.profiler._report import Part, Report
+from pallas_kernels.tpu._block_sizes import choose
 
 compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed: pip install libtpu"
@@ -146,19 +149,18 @@ def test_measuring_and_tracing(tmp_path):
 @compiler
 @pytest.mark.slow
 def test_tuning_writes_what_dispatch_reads(tmp_path, monkeypatch):
-    from pallas_kernels import _targets, block_sizes
-
     table, said = tmp_path / "block_sizes.json", []
     table.write_text(json.dumps([{"kernel": "other", "device": "d", "K": 1, "V": 1, "dtype": "f", "chunk": 64}]))
     sizes = dict(B=1, T=256, H=16, K=128, V=128)
     rows = _tune.tune("simple_gla", "v5e", sizes, backward=False, table=table, say=said.append)
     costs = [row["source"]["predicted_cycles_per_token_head"] for row in rows]
-    assert costs == sorted(costs) and len(said) == len(_tune.candidates(sizes, None)) and said[0].startswith("1/")
+    choices = _programs.tunable("scalar_decay").block_sizes(sizes)
+    assert costs == sorted(costs) and len(said) == len(choices) and said[0].startswith("1/")
     written = json.loads(table.read_text())
     assert written[: len(rows)] == rows and written[-1]["kernel"] == "other"
     monkeypatch.setattr(block_sizes, "TABLE", table)
-    block_sizes._table.cache_clear()
+    block_sizes.rows.cache_clear()
     facts = dict(K=128, V=128, dtype="bfloat16")
-    chosen = block_sizes.choose("scalar_decay", _targets.TARGETS["v5e"].kind, 16, 16, **facts)
+    chosen = choose("scalar_decay", _targets.TARGETS["v5e"].kind, 16, 16, **facts)
     assert (chosen.chunk, chosen.heads) == (rows[0]["chunk"], rows[0]["heads"])
-    block_sizes._table.cache_clear()
+    block_sizes.rows.cache_clear()

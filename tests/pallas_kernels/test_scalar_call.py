@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 from jax.sharding import NamedSharding, PartitionSpec as P
+from tolerances import OUTPUTS, assert_close
 
 import lineax_seq as ls
 import pallas_kernels
-from pallas_kernels import _targets, _tune, block_sizes
-from pallas_kernels._aot import environment
-from pallas_kernels.block_sizes import BlockSizes
-from pallas_kernels.tpu import MATRIX_STATE, _heads, _partition
+from pallas_kernels import KERNELS, Machine, machine_here
+from pallas_kernels._shared import block_sizes, partition
+from pallas_kernels.profiler import _programs, _targets
+from pallas_kernels.profiler._aot import environment
+from pallas_kernels.tpu import _heads
+from pallas_kernels.tpu._block_sizes import BlockSizes, choices, choose, head_choices
 
 
 def call(**changes):
@@ -47,13 +50,14 @@ def test_refuses_where_there_is_no_tpu():
 
 
 def test_block_sizes():
-    assert block_sizes.head_choices(16, 16) == [8, 16]
-    assert block_sizes.head_choices(2, 8) == [8]
-    assert block_sizes.head_choices(16, 64) == [32, 64]
-    assert block_sizes.head_choices(12, 12) == [12]
-    chosen = block_sizes.choose("scalar_decay", "no such device", 16, 16, K=128, V=128, dtype="bfloat16")
+    assert head_choices(16, 16) == [8, 16]
+    assert head_choices(2, 8) == [8]
+    assert head_choices(16, 64) == [32, 64]
+    assert head_choices(12, 12) == [12]
+    chosen = choose("scalar_decay", "no such device", 16, 16, K=128, V=128, dtype="bfloat16")
     assert chosen == BlockSizes(128, 8)
-    assert block_sizes.choose("scalar_decay", "x", 16, 16, 64, K=128, V=128, dtype="bfloat16").chunk == 64
+    assert choose("scalar_decay", "x", 16, 16, 64, K=128, V=128, dtype="bfloat16").chunk == 64
+    assert choices(dict(H=2, HV=4, C=64)) == [BlockSizes(64, 4)] and len(choices(dict(H=16))) == 4
     with pytest.raises(ValueError, match="chunk=96"):
         BlockSizes(96, 8)
     with pytest.raises(ValueError, match="heads=0"):
@@ -62,38 +66,39 @@ def test_block_sizes():
 
 def test_block_sizes_from_the_table(monkeypatch):
     row = dict(kernel="delta", device="TPU v9", K=128, V=128, dtype="bfloat16", chunk=64, heads=16, source="a test")
-    monkeypatch.setattr(block_sizes, "_table", lambda: [row])
+    monkeypatch.setattr(block_sizes, "rows", lambda: [row])
     facts = dict(K=128, V=128, dtype="bfloat16")
-    assert block_sizes.choose("delta", "TPU v9", 32, 32, **facts) == BlockSizes(64, 16)
-    assert block_sizes.choose("delta", "TPU v9", 8, 8, **facts) == BlockSizes(64, 8)
-    assert block_sizes.choose("delta", "TPU v9", 32, 32, 128, **facts) == BlockSizes(128, 8)
-    assert block_sizes.choose("delta", "TPU v8", 32, 32, **facts) == BlockSizes(128, 8)
+    assert choose("delta", "TPU v9", 32, 32, **facts) == BlockSizes(64, 16)
+    assert choose("delta", "TPU v9", 8, 8, **facts) == BlockSizes(64, 8)
+    assert choose("delta", "TPU v9", 32, 32, 128, **facts) == BlockSizes(128, 8)
+    assert choose("delta", "TPU v8", 32, 32, **facts) == BlockSizes(128, 8)
 
 
 def test_rows_of_the_table_are_reached():
     """Each names a kernel and a device that exist, once, and where its numbers come from."""
     kinds, seen = {target.kind for target in _targets.TARGETS.values()}, set()
-    for row in block_sizes._table():
+    for row in block_sizes.rows():
         facts = {name: row[name] for name in block_sizes.FACTS}
-        assert row["kernel"] in _tune.TUNABLE and row["device"] in kinds, facts
+        assert _programs.tunable(row["kernel"]).record == row["kernel"] and row["device"] in kinds, facts
         assert (*facts.values(), row["chunk"]) not in seen and row["source"]["versions"], facts
         seen.add((*facts.values(), row["chunk"]))
         kernel, device = facts.pop("kernel"), facts.pop("device")
         heads = row["source"]["sizes"]["H"]
-        chosen = block_sizes.choose(kernel, device, heads, heads, row["chunk"], **facts)
+        chosen = choose(kernel, device, heads, heads, row["chunk"], **facts)
         assert chosen == BlockSizes(row["chunk"], row["heads"])
     assert seen
 
 
 def test_explicit_block_sizes_are_obeyed_or_refused():
     fields = ls.linear_attention.example(jax.random.key(0), B=1, T=64, H=16, HV=16, K=64, V=64)
-    run = functools.partial(MATRIX_STATE["no_decay"], 1.0, 64, fields, None, jnp.zeros((1, 16, 64, 64)))
+    state = jnp.zeros((1, 16, 64, 64))
     with pallas_kernels.interpret():
-        jaxpr = str(jax.make_jaxpr(functools.partial(run, BlockSizes(64, 16)))())
+        run = functools.partial(KERNELS["tpu", "chunk", "no_decay"], machine_here(), 1.0, 64, fields, None, state)
+        jaxpr = str(jax.make_jaxpr(functools.partial(run, block_sizes=BlockSizes(64, 16)))())
         assert "grid=(1, 1, 1)" in jaxpr
         assert "grid=(1, 2, 1)" in str(jax.make_jaxpr(run)())
         with pytest.raises(ValueError, match="heads wants one of"):
-            run(BlockSizes(64, 4))
+            run(block_sizes=BlockSizes(64, 4))
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="jax 0.10 interprets no words of a reference")
@@ -103,7 +108,7 @@ def test_rows_of_a_head(heads, width, dtype):
     x = jax.random.normal(jax.random.key(0), (1, 16, heads, width)).astype(dtype)
 
     def copy(x_ref, o_ref):
-        reader, writer = _heads.Reader(x_ref, width, None), _heads.Writer(o_ref, width)
+        reader, writer = _heads.Reader(x_ref, width, None, False), _heads.Writer(o_ref, width, False)
         for head in range(heads):
             writer[heads - 1 - head] = reader[head]
         writer.close()
@@ -116,7 +121,6 @@ def test_rows_of_a_head(heads, width, dtype):
 @pytest.mark.parametrize("heads", [(2, 2), (2, 4)])
 def test_automatic_meshes_gather_nothing(heads):
     """The rule that XLA is told, with a function in the kernel's place that it could not split by itself."""
-    sizes = dict(H=heads[0], HV=heads[1])
 
     def run(q, v, state):
         o = jnp.fft.fft(v, axis=1).real + jnp.repeat(q.sum((1, 3)), v.shape[2] // q.shape[2], 1)[:, None, :, None]
@@ -133,11 +137,11 @@ def test_automatic_meshes_gather_nothing(heads):
     q, v = (put((4, 8, n, 4), "data", None, "model") for n in heads)
     state = put((4, heads[1], 4, 4), "data", "model")
     dims = ["B T H K", "B T HV V", "B HV K V"]
-    split = jax.jit(lambda *arrays: _partition.over_mesh(run, dims, dims[1:], sizes, arrays))
+    machine = Machine("tpu", "any")
+    split = jax.jit(lambda *arrays: partition.over_mesh(machine, run, dims, dims[1:], heads, arrays))
     text = split.lower(q, v, state).compile().as_text()
     assert not any(name in text for name in ("all-gather", "all-to-all", "all-reduce", "collective-permute"))
-    for got, want in zip(split(q, v, state), run(*map(np.asarray, (q, v, state))), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-4)
+    assert_close(split(q, v, state), run(*map(np.asarray, (q, v, state))), OUTPUTS["float32"])
 
 
 EXPLICIT = """
@@ -145,7 +149,7 @@ import re
 import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
-from pallas_kernels.tpu import MATRIX_STATE
+from pallas_kernels import KERNELS, machine_here
 
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
 mesh = Mesh(np.array(devices).reshape(2, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
@@ -155,8 +159,10 @@ numbers = put((2, 256, 8), jnp.float32, "data", None, "model")
 fields = {"q": rows(4), "k": rows(4), "v": rows(8), "g": numbers, "beta": numbers}
 state, reset = put((2, 8, 128, 128), jnp.float32, "data", "model"), put((2, 256), jnp.bool_, "data")
 
+kernel = KERNELS["tpu", "chunk", "delta_scalar_decay"]
+
 def run(fields, reset, state, d_state, d_o):
-    call = lambda fields, state: MATRIX_STATE["delta_scalar_decay"](1.0, 128, fields, reset, state)
+    call = lambda fields, state: kernel(machine_here(), 1.0, 128, fields, reset, state)
     out, pull = jax.vjp(call, fields, state)
     return out, pull((d_state, d_o))
 

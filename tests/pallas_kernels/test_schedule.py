@@ -2,8 +2,8 @@
 
 import pytest
 
-from pallas_kernels._program import Program
-from pallas_kernels._schedule import UNITS, Schedule, parse_code, parse_utilisation
+from pallas_kernels.profiler._hlo import Program
+from pallas_kernels.profiler._schedule import UNITS, Schedule, parse_code, parse_utilisation
 
 CODE = """= control target key start
 LH: loop header

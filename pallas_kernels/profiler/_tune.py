@@ -1,26 +1,19 @@
 """Block sizes by predicted cost: every choice is compiled for the target, the cheapest go to the table.
 
-The table is what `block_sizes.choose` reads. For each chunk size the best number of heads is kept, cheapest first.
+The table is what `_shared.block_sizes` reads. For each chunk size the best number of heads is kept, cheapest first.
 """
 
+import dataclasses
 import datetime
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from . import _aot, _programs, _targets, block_sizes
+from .._shared import block_sizes
+from . import _aot, _programs, _targets
 from ._report import Report, report
-from .tpu import FAMILIES
-
-TUNABLE = sorted(family.name for family in FAMILIES)  # the names that kernels look their block sizes up by
-
-
-def candidates(sizes: Mapping[str, int], chunk_size: int | None) -> list[dict[str, int]]:
-    """Every choice of block sizes for these sizes."""
-    chunks = block_sizes.CHUNKS if chunk_size is None else (chunk_size,)
-    heads = block_sizes.head_choices(sizes["H"], sizes.get("HV", sizes["H"]))
-    return [{"chunk": chunk, "heads": number} for chunk in chunks for number in heads]
 
 
 def tune(
@@ -43,18 +36,15 @@ def tune(
         ValueError: a recurrence whose kernel has no block sizes, or none of which compiles.
     """
     facts, args = _programs.kernel_arguments(name, sizes, dtype, backward)
-    if facts["record"] not in TUNABLE:
-        raise ValueError(
-            f"--tune: {name} (record {facts['record']}) has no block sizes of its own to search, "
-            f"wanted a recurrence of one of {TUNABLE}"
-        )
-    choices = candidates(sizes, chunk_size)
+    kernel = _programs.tunable(facts["record"])
+    assert kernel.block_sizes is not None
+    choices = kernel.block_sizes(sizes if chunk_size is None else {**sizes, "C": chunk_size})
     scale = sizes["K"] ** -0.5
     jobs = [
         (functools.partial(_programs.run_kernel, facts["record"], scale, choice, backward), args, target)
         for choice in choices
     ]
-    costs: list[tuple[float, dict, Report]] = []
+    costs: list[tuple[float, Any, Report]] = []
     per = _programs.token_heads(sizes, has_heads=True)
     for number, (choice, compiled) in enumerate(zip(choices, _aot.compile_all(jobs), strict=True), 1):
         label = f"{number}/{len(choices)}: {name} on {target}, {choice}"
@@ -72,7 +62,7 @@ def tune(
     return rows
 
 
-def _rows(facts, target: str, sizes, backward: bool, costs: Sequence[tuple[float, dict, Report]]) -> list[dict]:
+def _rows(facts, target: str, sizes, backward: bool, costs: Sequence[tuple[float, Any, Report]]) -> list[dict]:
     rows: dict[int, dict] = {}
     for cost, choice, found in costs:
         source = {
@@ -85,7 +75,8 @@ def _rows(facts, target: str, sizes, backward: bool, costs: Sequence[tuple[float
             "date": datetime.date.today().isoformat(),
         }
         known = {"kernel": facts["record"], "device": _targets.target(target).kind, "dtype": facts["dtype"]}
-        rows.setdefault(choice["chunk"], {**known, "K": sizes["K"], "V": sizes["V"], **choice, "source": source})
+        chosen = dataclasses.asdict(choice)
+        rows.setdefault(choice.chunk, {**known, "K": sizes["K"], "V": sizes["V"], **chosen, "source": source})
     return list(rows.values())
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ._aot import Compiled
-from ._program import Use
+from ._hlo import Use
 from ._schedule import UNITS
 from ._targets import TARGETS
 

@@ -11,6 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._shared.kernel import Kernel
+from .._shared.machine import machine_here
+
 LIBRARY = "lineax_seq"
 PASSES = ("forward", "backward")
 
@@ -77,15 +80,30 @@ def recurrence(
     return functools.partial(run, name, implementation, chunk_size, backward), args
 
 
-def run_kernel(record: str, scale: float | None, blocks: dict, backward: bool, fields: dict, state, *cotangents):
+def tunable(record: str) -> Kernel:
+    """The TPU's chunk kernel of this record, whose block sizes can be chosen.
+
+    Raises:
+        ValueError: it has none, with the records whose kernel has.
+    """
+    from .. import KERNELS  # loads Pallas: only to tune
+
+    chunk = {kernel.record: kernel for kernel in KERNELS.values() if (kernel.platform, kernel.role) == ("tpu", "chunk")}
+    known = {record: kernel for record, kernel in chunk.items() if kernel.block_sizes is not None}
+    if record not in known:
+        raise ValueError(
+            f"--tune: record {record} has no block sizes of its own to search, "
+            f"wanted a recurrence of one of {sorted(known)}"
+        )
+    return known[record]
+
+
+def run_kernel(record: str, scale: float | None, block_sizes, backward: bool, fields: dict, state, *cotangents):
     """One call of a record's kernel with these block sizes; with `backward` also the gradients."""
-    from . import KERNELS
-    from .block_sizes import BlockSizes
+    kernel, machine = tunable(record), machine_here()
 
     def call(fields, state):
-        sizes = BlockSizes(**blocks)
-        kernel: Callable = KERNELS["mosaic_tpu", record]
-        return kernel(scale, sizes.chunk, fields, None, state, blocks=sizes)
+        return kernel(machine, scale, block_sizes.chunk, fields, None, state, block_sizes=block_sizes)
 
     if not backward:
         return call(fields, state)

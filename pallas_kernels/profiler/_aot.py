@@ -25,11 +25,11 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 
-from ._program import Program, Use
+from .._shared.machine import Machine, tracing_for
+from ._hlo import Program, Use
 from ._programs import resolve
 from ._schedule import Schedule, read
 from ._targets import Target, target as find_target
@@ -42,7 +42,7 @@ class CompileError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
+class PallasCall:
     """A `pallas_call` in the traced program.
 
     Attributes:
@@ -73,13 +73,13 @@ class Compiled:
     memory: dict[str, int]
     hlo: str
     kernels: dict[str, Schedule]
-    calls: tuple[Call, ...]
+    calls: tuple[PallasCall, ...]
 
     def uses(self) -> list[Use]:
         """What the program runs and how often."""
         return Program(self.hlo).uses(lambda use: self.kernels[use.name].cycles if use.name in self.kernels else 0)
 
-    def call(self, use: Use) -> Call | None:
+    def call(self, use: Use) -> PallasCall | None:
         """The traced call behind a kernel of the compiled program, whose name has the transformations around it."""
         named = [c for c in self.calls if c.name in use.name]
         return max(named, key=lambda call: len(call.name), default=None) if use.is_kernel else None
@@ -157,7 +157,7 @@ def _check_importable(fn: Callable) -> None:
 def environment(dump: Path) -> dict[str, str]:
     """The variables of a process that compiles for TPUs on a machine that has none and dumps its schedules."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("LIBTPU", "XLA_FLAGS", "JAX_COMPILATION_CACHE"))}
-    path = [str(Path(__file__).parents[1]), *(p for p in sys.path if p)]
+    path = [str(Path(__file__).parents[2]), *(p for p in sys.path if p)]
     return kept | {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
@@ -178,7 +178,7 @@ def _worker(folder: Path, todo: list, timeout: float) -> Iterator["Compiled | Co
     dump.mkdir(exist_ok=True)
     jobs.write_bytes(pickle.dumps(todo))
     log, finished = folder / "log", 0
-    command = [sys.executable, "-m", "pallas_kernels._aot", str(jobs), str(dump)]
+    command = [sys.executable, "-m", "pallas_kernels.profiler._aot", str(jobs), str(dump)]
     with (
         log.open("wb") as stderr,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment(dump)) as process,
@@ -246,8 +246,8 @@ def _compile(fn, args, target: Target, dump: Path) -> Compiled:
     mesh = jax.sharding.Mesh([device], ("x",))
     place = jax.sharding.SingleDeviceSharding(device)
     args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), args)
-    # Pallas asks the mesh which device it compiles for; other code asks for the default one
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), mock.patch.object(jax, "default_backend", lambda: "tpu"):
+    # Pallas asks the mesh which device it compiles for
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), tracing_for(Machine("tpu", target.kind)):
         traced = (fn if hasattr(fn, "trace") else jax.jit(fn)).trace(*args)
         compiled = traced.lower().compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
@@ -259,7 +259,7 @@ def _compile(fn, args, target: Target, dump: Path) -> Compiled:
     return Compiled(target, sizes, text, kernels, tuple(_calls(traced.jaxpr.jaxpr)))
 
 
-def _calls(jaxpr) -> Iterator[Call]:
+def _calls(jaxpr) -> Iterator[PallasCall]:
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "pallas_call":
             yield _call(eqn)
@@ -271,7 +271,7 @@ def _calls(jaxpr) -> Iterator[Call]:
                     yield from _calls(inner)
 
 
-def _call(eqn) -> Call:
+def _call(eqn) -> PallasCall:
     mapping = eqn.params["grid_mapping"]
     grid = tuple(mapping.grid)
     steps = math.prod(grid)
@@ -285,7 +285,7 @@ def _call(eqn) -> Call:
         size = math.prod(dim for dim in dims if isinstance(dim, int))
         moved.append(_changes(block.index_map_jaxpr, grid, steps) * size * aval.dtype.itemsize)
     name = eqn.params.get("name") or eqn.params["name_and_src_info"].name
-    return Call(name, steps, tuple(moved))
+    return PallasCall(name, steps, tuple(moved))
 
 
 def _changes(index_map, grid: tuple[int, ...], steps: int) -> int:
@@ -304,6 +304,6 @@ def _changes(index_map, grid: tuple[int, ...], steps: int) -> int:
 
 
 if __name__ == "__main__":
-    from pallas_kernels import _aot  # the classes under the name that the other process knows
+    from pallas_kernels.profiler import _aot  # the classes under the name that the other process knows
 
     _aot._serve(Path(sys.argv[1]), Path(sys.argv[2]))

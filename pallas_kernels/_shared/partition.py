@@ -1,9 +1,9 @@
 """Kernels on a mesh: each device runs them on its own sequences and heads, and nothing is gathered.
 
 XLA cannot look into a kernel and would replicate its operands. Where the axes of the surrounding mesh are explicit, the
-arrays' types say how batch and heads are split, and a `shard_map` runs one part on each device. Where they are
-automatic, nobody knows before XLA decides: it is told which dimensions are independent, and splits the kernel as its
-operands. Heads are split only where the key heads are.
+arrays' types say how batch and heads are split, and a `shard_map` runs one part on each device. Where the axes are
+automatic, only XLA decides how: it is told which dimensions are independent, and splits the kernel like its operands.
+Value heads are split only where the key heads are.
 """
 
 import math
@@ -13,19 +13,28 @@ import jax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from .._platform import interpreting
+from .machine import Machine
 
 
-def over_mesh(run: Callable, operands: Sequence[str], results: Sequence[str], sizes: dict[str, int], arrays: Sequence):
+def over_mesh(
+    machine: Machine,
+    run: Callable,
+    operands: Sequence[str],
+    results: Sequence[str],
+    heads: tuple[int, int],
+    arrays: Sequence[jax.Array],
+) -> tuple[jax.Array, ...]:
     """`run(*arrays)`, a tuple, by parts on a mesh.
 
     Args:
+        machine: what the call is traced for; the interpreter's arithmetic is XLA's to split.
         run: works for any batch and any number of heads that the arrays share.
         operands, results: dimensions of each array, as in "B T HV V"; those but B, H and HV are local.
-        sizes: of H and HV.
+        heads: the numbers of key and of value heads, the sizes of H and HV.
     """
+    sizes = dict(zip(("H", "HV"), heads, strict=True))
     mesh = jax.sharding.get_abstract_mesh()
-    if interpreting() or (jax.device_count() if mesh.empty else mesh.size) == 1:
+    if machine.interpret or (jax.device_count() if mesh.empty else mesh.size) == 1:
         return run(*arrays)
     free = {name: kind for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual}
     if mesh.empty or any(kind == AxisType.Auto and mesh.shape[name] > 1 for name, kind in free.items()):
