@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .arguments import Argument
 from .typing import State
@@ -91,21 +92,30 @@ def state(caller: str, name: str, got: State, wanted: State) -> None:
             )
 
 
+def is_integer(value) -> bool:
+    """An int of Python or NumPy, and no truth value."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def chunk_size(caller: str, size: int | None, default: int, length: int) -> int:
     """C for T = `length`: what was asked for, or the default; a short sequence is one short chunk."""
     if size is None:
         size = default
-    elif type(size) is not int or size < 1 or size & (size - 1):
+    elif not is_integer(size) or size < 1 or size & (size - 1):
         raise ValueError(f"{caller}: chunk_size={size!r}, wants a power of two such as 32, 64 or 128.")
-    return min(size, 1 << (length - 1).bit_length())
+    if not isinstance(length, int):
+        raise ValueError(f"{caller}: the chunk form wants a T that is known, got {length}; take form='scan', or fix T.")
+    return min(int(size), 1 << (max(1, length) - 1).bit_length())
 
 
-def segment_ids(caller: str, ids, dims: Mapping[str, int]) -> None:
+def segment_ids(caller: str, ids, dims: Mapping[str, int]) -> jax.Array | None:
+    """`ids` as an array `[B, T]` of integers; None stays."""
     if ids is None:
-        return
-    shape, dtype = jnp.shape(ids), jnp.result_type(ids)
-    if shape != (dims["B"], dims["T"]) or not jnp.issubdtype(dtype, jnp.integer):
+        return None
+    ids = jnp.asarray(ids)
+    if ids.shape != (dims["B"], dims["T"]) or not jnp.issubdtype(ids.dtype, jnp.integer):
         raise ValueError(
-            f"{caller}: segment_ids is {dtype}{list(shape)}, wants int32[{dims['B']}, {dims['T']}]: "
+            f"{caller}: segment_ids is {ids.dtype}{list(ids.shape)}, wants int32[{dims['B']}, {dims['T']}]: "
             "one id per token, equal within a document."
         )
+    return ids

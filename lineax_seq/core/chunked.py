@@ -221,7 +221,9 @@ def _pull(plan: Plan, form: MappedForm, factors: Any, entries: State, seen: Any,
     return jax.tree.map(jnp.add, d_factors, d_through), d_before
 
 
-def _pull_adjoint(plan: Plan, form: MappedForm, factors: Any, entries: State, seen: Any, d_state: State, d_o: jax.Array):
+def _pull_adjoint(
+    plan: Plan, form: MappedForm, factors: Any, entries: State, seen: Any, d_state: State, d_o: jax.Array
+):
     """The same by the record's own way back through `advance`."""
     assert form.ready_all and form.retreat and form.gather_all
     if seen is None:

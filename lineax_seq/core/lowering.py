@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,35 +39,58 @@ class How:
     strategy: str | None = None
 
 
-def on_shard(how: How, xs: dict, segment_ids, state, first_head):
-    """The computation of one shard of T. `lineax_seq.parallel` puts its own in this place when it is imported."""
-    raise NotImplementedError(f"{how.operator.name}: axis_name needs lineax_seq.parallel; import lineax_seq")
+class Distribution(NamedTuple):
+    """What is done about many devices: `lineax_seq.parallel` says it when it is imported.
+
+    placement: (operator, arguments, segment ids, state) -> how they lie on a mesh, or None.
+    on_mesh: (how, placement, arguments, segment ids, state) -> `(o, final state)`, by parts.
+    on_shard: (how, arguments, segment ids, state, first head) -> `(o, final state)` of one shard of T.
+    """
+
+    placement: Callable
+    on_mesh: Callable
+    on_shard: Callable
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def run(how: How, xs: dict, segment_ids, state: State | None) -> tuple[jax.Array, State]:
+distribution: Distribution | None = None
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def run(how: How, placement: Any, xs: dict, segment_ids, state: State | None) -> tuple[jax.Array, State]:
     """`(o, final state)` of checked arguments.
 
     Raises:
         NotImplementedError: the implementation cannot, with the reason.
     """
+    if placement is not None:
+        assert distribution is not None
+        return distribution.on_mesh(how, placement, xs, segment_ids, state)
     return compute(how, xs, segment_ids, state)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run_token(how: How, xs: dict, state: State | None) -> tuple[jax.Array, State]:
+    """`(o_t, state)` of one token's checked arguments, without their T axis."""
+    tokens = {name: x[:, None] if how.operator.arguments[name].per_token else x for name, x in xs.items()}
+    o, state = compute(how, tokens, None, state)
+    return o[:, 0], state
 
 
 def compute(how: How, xs: dict, segment_ids, state: State | None, first_head: jax.Array | int = 0):
     """What `run` compiles; `first_head` is the number of the first value head, not 0 on one device's part of many."""
     if how.axis_name is not None:
-        return on_shard(how, xs, segment_ids, state, first_head)
+        assert distribution is not None, "import lineax_seq"
+        return distribution.on_shard(how, xs, segment_ids, state, first_head)
     operator = how.operator
     place = {"first_head": first_head} if operator.numbers_heads else {}
     fields, reset, state = prepared(operator, xs, resets(segment_ids), state, **place)
     if how.causal and how.block_size is None:
-        whole = functools.partial(form_of(how), reset=reset)
+        form = functools.partial(form_of(how), reset=reset)
     else:
-        whole = _bidirectional(how, reset, *xs[next(iter(operator.arguments))].shape[:2])
+        form = _bidirectional(how, reset, *xs[next(iter(operator.arguments))].shape[:2])
     if reset is not None:
-        whole = quarantine.around(operator.recurrence, whole, reset, causal=how.causal)
-    return finished(operator, xs, whole(fields, state=state))
+        form = quarantine.around(operator.recurrence, form, reset, causal=how.causal)
+    return finished(operator, xs, form(fields, state=state))
 
 
 def form_of(how: How) -> Callable:
@@ -84,7 +107,8 @@ def form_of(how: How) -> Callable:
     if how.form == "scan":
         raise NotImplementedError(f"{how.implementation}: the token scan has no kernel")
     chunk_size = how.chunk_size if how.form == "chunk" else None
-    return functools.partial(dispatch.kernel(record, how.implementation, how.target.machine, how.form), how.scale, chunk_size)
+    kernel = dispatch.kernel(record, how.implementation, how.target.machine, how.form)
+    return functools.partial(kernel, how.scale, chunk_size)
 
 
 def _bidirectional(how: How, reset, batch: int, length: int) -> Callable:

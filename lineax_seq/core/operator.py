@@ -1,67 +1,26 @@
-"""The public callable of a recurrence: checks its arguments, lowers them to the record's fields, runs a form."""
+"""The public callable of a recurrence: checks its arguments, then runs the form that they ask for."""
 
 import dataclasses
-import inspect
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from . import arguments as _arguments, checks, dispatch, lowering
+from . import arguments as _arguments, checks, dispatch, documentation, lowering
 from .arguments import Argument
+from .documentation import OPTIONS
 from .lowering import How
 from .recurrence import Recurrence
 from .target import Target, target_here
 from .typing import State
 
 FORMS = ("chunk", "scan")
-_OPTIONS: dict[str, Any] = dict(
-    scale=None,
-    initial_state=None,
-    segment_ids=None,
-    form="chunk",
-    chunk_size=None,
-    implementation=None,
-    axis_name=None,
-    strategy=None,
-)
-_COMMON_DOC = """
-
-Call: `o, final_state = {name}({arguments}, *, scale=None, initial_state=None, segment_ids=None, form="chunk",
-chunk_size=None, implementation=None, axis_name=None, strategy=None{directions})`; one token without its T axis:
-`o_t, state = {name}.step({arguments}, *, state, scale=None, implementation=None)`.
-
-Args:
-{shapes}
-    scale: {scale}
-    initial_state: {state}, float32; None is the state that has seen nothing, zeros unless said above.
-    segment_ids: int [B, T]; the state is reset where the id changes, the initial state enters only the first segment
-        and the final state is the last segment's.
-    form: "chunk" (chunk-parallel, for training and prefill) or "scan" (token by token, the reference).
-    chunk_size: C, a power of two; None is the fastest measured. T need not be divisible by it.
-    implementation: None (the fastest that supports platform, shapes and dtype), "xla", "mosaic_tpu", "mosaic_gpu", or
-        a sequence tried in order. A named one never falls back.
-    axis_name: a mesh axis that T is sharded over, shards in order, inside `jax.shard_map`; initial and final state are
-        the whole sequence's, the same on every device of the axis.
-    strategy: with `axis_name`, how the shards' summaries get to the others: "all_gather" (LASP-2), "ring" (LASP-1),
-        "tree" or "all_scan" (ZeCO); all give the same. None is the cheapest by `parallel.cost`.{directions_doc}
-
-Returns:
-    o [B, T, {output}] in the dtype of {output_field}, and the final state in float32 (float64 for float64 inputs).
-
-Raises:
-    ValueError: shapes, dtypes or names that do not fit, all offenders at once, before tracing.
-    NotImplementedError: a named implementation that cannot, with the reason.
-"""
-_CAUSAL_DOC = """
-    causal: False: every token reads its whole document, the future as the recurrence run backwards in time reads it."""
-_BLOCK_DOC = """
-    block_size: every token reads its whole block of so many tokens, counted from the document's start, and earlier
-        blocks as a causal one does; a state belongs between two blocks. None: blocks of one token."""
 
 
-class Call(NamedTuple):
+class Checked(NamedTuple):
     """A call's arguments after the checks."""
 
     target: Target
@@ -73,9 +32,21 @@ class Call(NamedTuple):
     implementations: tuple[str, ...]
     options: dict
 
-    def chunk_size_of(self, implementation: str) -> int | None:
-        """C, or None for kernels where the caller does not say: they have tuned ones of their own."""
-        return self.chunk_size if implementation == "xla" else self.options["chunk_size"]
+    def how(self, operator: "Operator", implementation: str) -> How:
+        """Kernels choose their own chunk size where the caller does not say."""
+        options = self.options
+        return How(
+            operator=operator,
+            target=self.target,
+            implementation=implementation,
+            form=options["form"],
+            scale=self.scale,
+            chunk_size=self.chunk_size if implementation == "xla" else options["chunk_size"],
+            causal=options["causal"],
+            block_size=options["block_size"],
+            axis_name=options["axis_name"],
+            strategy=options["strategy"],
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,8 +63,9 @@ class Operator:
             the recurrence.
         scaled: whether the queries (field q) take a scale.
         default_scale: the scale where the caller does not say; None is K**-0.5.
-        bidirectional: None, or (scale, chunk size, fields, reset, state, blocks) -> (final state, o), for
-            `causal=False` and, where `takes_blocks`, for `block_size=`; blocks: None or bool [B, T], where they start.
+        bidirectional: None, or (target, scale, chunk size, fields, reset, state, starts) -> (final state, o), for
+            `causal=False` and, where `takes_blocks`, for `block_size=`; starts: None or bool [B, T], where the blocks
+            of tokens start that read each other.
         zero_is_identity: whether a token whose arguments are all zero leaves the state alone.
         order_free: whether the state does not depend on the order of the tokens, so that with `causal=False` every
             token reads the last one.
@@ -125,93 +97,68 @@ class Operator:
     cpu_chunk_size: int | None = None
 
     def __post_init__(self):
-        options = {**_OPTIONS, **self._directions}
-        names = list(self.arguments)
-        required = max(i for i, name in enumerate(names) if not self.arguments[name].optional)
-        parameters = [
-            # None stands in for an optional argument that others follow
-            inspect.Parameter(
-                name,
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                default=None if i > required else inspect.Parameter.empty,
-            )
-            for i, name in enumerate(names)
-        ]
-        parameters += [inspect.Parameter(o, inspect.Parameter.KEYWORD_ONLY, default=d) for o, d in options.items()]
-        doc = self.about + _COMMON_DOC.format(
-            name=self.name,
-            arguments=", ".join(self.arguments),
-            shapes="\n".join(
-                f"    {a}: float [{', '.join(arg.letters)}]{', or None' if arg.optional else ''}"
-                for a, arg in self.arguments.items()
-            ),
-            scale=self._scale_doc(),
-            state=self.state,
-            output=self.recurrence.fields[self.recurrence.output_field].replace(" ", ", "),
-            output_field=self._output_argument(),
-            directions="".join(f", {name}={value}" for name, value in self._directions.items()),
-            directions_doc=(_CAUSAL_DOC if self.bidirectional else "") + (_BLOCK_DOC if self.takes_blocks else ""),
-        )
-        object.__setattr__(self, "__signature__", inspect.Signature(parameters))
-        object.__setattr__(self, "__doc__", doc)
-        object.__setattr__(self, "__name__", self.name)
+        tokens = {name: argument.token() for name, argument in self.arguments.items()}
+        for name, value in (
+            ("__signature__", documentation.signature(self)),
+            ("__doc__", documentation.docstring(self)),
+            ("__name__", self.name),
+            # `pickle` writes an operator down by the name under which a module holds it; it looks for that module
+            ("__module__", None),
+            ("_token_arguments", tokens),
+        ):
+            object.__setattr__(self, name, value)
 
-    @property
-    def _directions(self) -> dict:
-        return ({"causal": True} if self.bidirectional else {}) | ({"block_size": None} if self.takes_blocks else {})
-
-    def chunk_size_on(self, target: Target) -> int:
-        """C where the caller does not say."""
-        return self.cpu_chunk_size if target.on_cpu and self.cpu_chunk_size else self.default_chunk_size
+    def __reduce__(self) -> str:
+        return self.name
 
     def __repr__(self) -> str:
         return f"<recurrence {self.name}({', '.join(self.arguments)})>"
 
+    @property
+    def output_argument(self) -> str:
+        """The argument whose dtype the outputs take, in words."""
+        field = self.recurrence.output_field
+        return field if field in self.arguments else next(iter(self.arguments))
+
+    # ---- calls
+
     def __call__(self, *args, **kwargs) -> tuple[jax.Array, State]:
         call = self.checked(args, kwargs)
-        options, target = call.options, call.target
-
-        def attempt(name: str):
-            how = How(
-                operator=self,
-                target=target,
-                implementation=name,
-                form=options["form"],
-                scale=call.scale,
-                chunk_size=call.chunk_size_of(name),
-                causal=options["causal"],
-                block_size=options["block_size"],
-                axis_name=options["axis_name"],
-                strategy=options["strategy"],
-            )
-            return lowering.run(how, call.xs, call.segment_ids, call.state)
-
+        place = None
+        if call.options["axis_name"] is None and lowering.distribution is not None:
+            place = lowering.distribution.placement(self, call.xs, call.segment_ids, call.state)
+        attempt = lambda name: lowering.run(  # noqa: E731
+            call.how(self, name), place, call.xs, call.segment_ids, call.state
+        )
         return dispatch.first_accepting(self.name, call.implementations, attempt)
 
-    def checked(self, args: tuple, kwargs: dict, shards: int = 1) -> "Call":
+    def checked(self, args: tuple, kwargs: dict, shards: int = 1) -> Checked:
         """A call's arguments, found to be right; `shards` of T are computed one on each device.
 
         Raises:
             ValueError: as the call.
         """
         values, options = checks.bind(
-            self.name, self.arguments, args, kwargs, {**_OPTIONS, "causal": True, "block_size": None}
+            self.name, self.arguments, args, kwargs, {**OPTIONS, "causal": True, "block_size": None}
         )
         xs, dims = checks.arrays(self.name, values, self.arguments)
         scale = self._scale(self.name, options["scale"], dims)
         checks.one_of(self.name, "form", options["form"], FORMS)
-        segment_ids, state = options["segment_ids"], options["initial_state"]
-        checks.segment_ids(self.name, segment_ids, dims)
+        segment_ids = checks.segment_ids(self.name, options["segment_ids"], dims)
+        state = options["initial_state"]
         self._check_state(self.name, "initial_state", state, xs)
-        length = max(1, dims["T"] // shards)
-        target = target_here()
-        chunk_size = checks.chunk_size(self.name, options["chunk_size"], self.chunk_size_on(target), length)
+        target, length = target_here(), dims["T"] // shards
+        if options["form"] == "scan" and options["chunk_size"] is None:
+            chunk_size = 1
+        else:
+            default = self.cpu_chunk_size if target.on_cpu and self.cpu_chunk_size else self.default_chunk_size
+            chunk_size = checks.chunk_size(self.name, options["chunk_size"], default, length)
         names = dispatch.candidates(self.name, options["implementation"], target.machine)
         if options["strategy"] is not None and options["axis_name"] is None:
             raise ValueError(f"{self.name}: strategy={options['strategy']!r} without axis_name; give it or neither.")
-        if not options["causal"] or options["block_size"] is not None:
+        if options["causal"] is not True or options["block_size"] is not None:
             self._check_directions(options)
-        return Call(target, xs, segment_ids, state, scale, chunk_size, names, options)
+        return Checked(target, xs, segment_ids, state, scale, chunk_size, names, options)
 
     def step(self, *args, state: State | None = None, **kwargs) -> tuple[jax.Array, State]:
         """One token: arguments without their T axis, `state` as a call returns it (None: zeros). Gives (o_t, state).
@@ -220,23 +167,63 @@ class Operator:
         """
         caller = f"{self.name}.step"
         values, options = checks.bind(caller, self.arguments, args, kwargs, {"scale": None, "implementation": None})
-        xs, dims = checks.arrays(caller, values, {name: arg.token() for name, arg in self.arguments.items()})
+        xs, dims = checks.arrays(caller, values, self._token_arguments)  # type: ignore[attr-defined]
         scale = self._scale(caller, options["scale"], dims)
-        tokens = {name: x[:, None] if self.arguments[name].per_token else x for name, x in xs.items()}
-        self._check_state(caller, "state", state, tokens)
+        self._check_state(caller, "state", state, xs)
         target = target_here()
         names = dispatch.candidates(caller, options["implementation"], target.machine)
+        attempt = lambda name: lowering.run_token(  # noqa: E731
+            How(self, target, name, "scan" if name == "xla" else "step", scale), xs, state
+        )
+        return dispatch.first_accepting(caller, names, attempt)
 
-        def attempt(name: str):
-            how = How(self, target, name, "scan" if name == "xla" else "step", scale)
-            return lowering.run(how, tokens, None, state)
-
-        o, final = dispatch.first_accepting(caller, names, attempt)
-        return o[:, 0], final
+    # ---- what a caller may want to know or make
 
     def example(self, key: jax.Array, *, dtype=jnp.float32, **sizes: int) -> dict[str, jax.Array]:
         """Arguments by name drawn from their domains: `op.example(jax.random.key(0), B=1, T=64, H=2, K=16, V=16)`."""
         return _arguments.draw(self.arguments, key, sizes, dtype)
+
+    def state_shape(self, *, dtype=jnp.float32, **sizes: int) -> State:
+        """Shapes and dtypes of the state, as `init_state` gives it, without making it."""
+        sizes = {"B": 1, "HV": sizes.get("H", 1), "NH": 1, **sizes, "T": 1}
+        needed = {name: argument for name, argument in self.arguments.items() if not argument.optional}
+        missing = sorted({letter for argument in needed.values() for letter in argument.letters} - sizes.keys())
+        if missing:
+            raise ValueError(f"{self.name}: no size for {', '.join(missing)}; give each as a keyword.")
+        shapes = tuple((name, tuple(sizes[n] for n in a.letters), jnp.dtype(dtype)) for name, a in needed.items())
+        return _state_shape(self, shapes)
+
+    def init_state(self, *, B: int, dtype=jnp.float32, **sizes: int) -> State:
+        """The state of `B` sequences that have seen nothing: `op.init_state(B=2, H=4, K=16, V=16)`.
+
+        `sizes` gives the letters of the arguments; HV is H where it is not given. float32, or float64 on request.
+
+        Raises:
+            ValueError: letters without a size.
+        """
+        self.state_shape(B=B, dtype=dtype, **sizes)
+        sizes = {"B": B, "HV": sizes.get("H", 1), "NH": 1, **sizes, "T": 1}
+        shapes = {n: [sizes[letter] for letter in a.letters] for n, a in self.arguments.items() if not a.optional}
+        return lowering.zero_state(self, self.fields({n: jnp.zeros(shape, dtype) for n, shape in shapes.items()}))
+
+    def identity_tokens(self, xs: dict, keep: jax.Array) -> dict:
+        """Arguments by name whose tokens leave the state alone where `keep` (bool [B, T]) is False.
+
+        Raises:
+            ValueError: no argument's value makes this recurrence leave its state alone.
+        """
+        padding = {} if self.zero_is_identity else self.recurrence.padding
+        if not self.zero_is_identity and (self.lower is not None or not padding):
+            raise ValueError(
+                f"{self.name}: no values of {', '.join(self.arguments)} leave its state alone, so rows that end at "
+                "different tokens cannot be padded; run rows of one length together."
+            )
+        return {
+            name: jnp.where(keep.reshape(*keep.shape, *[1] * (x.ndim - 2)), x, padding.get(name, 0))
+            if self.arguments[name].per_token
+            else x
+            for name, x in xs.items()
+        }
 
     def fields(
         self,
@@ -252,33 +239,32 @@ class Operator:
         """
         if self.seen is not None:
             batch, length = xs[next(iter(self.arguments))].shape[:2]
-            xs = {**xs, "position": lowering.positions(self.seen(state) if seen is None else seen, reset, batch, length)}
+            before = self.seen(state) if seen is None else seen
+            xs = {**xs, "position": lowering.positions(before, reset, batch, length)}
         if self.numbers_heads:
             xs = {**xs, "first_head": first_head}
         return xs if self.lower is None else self.lower(xs)
 
-    def _output_argument(self) -> str:
-        """The argument whose dtype the outputs take, in words."""
-        field = self.recurrence.output_field
-        return field if field in self.arguments else next(iter(self.arguments))
+    # ---- checks
 
     def _check_directions(self, options: dict) -> None:
-        block_size = options["block_size"]
-        asked = "causal=False" if block_size is None else f"block_size={block_size!r}"
+        block_size, causal = options["block_size"], options["causal"]
+        asked = f"causal={causal!r}" if block_size is None else f"block_size={block_size!r}"
+        if not isinstance(causal, bool | np.bool_):
+            raise ValueError(f"{self.name}: {asked}, wants True or False.")
+        options["causal"] = bool(causal)
+        if causal and block_size is None:
+            return
         if not (self.bidirectional if block_size is None else self.takes_blocks):
             raise ValueError(f"{self.name}: {asked}: this recurrence reads the past only; leave it out.")
-        if block_size is not None and (type(block_size) is not int or block_size < 1):
-            raise ValueError(f"{self.name}: {asked}, wants a number of tokens of at least 1, or None.")
-        if block_size is not None and not options["causal"]:
-            raise ValueError(f"{self.name}: causal=False is one block for all; leave block_size out, or causal.")
+        if block_size is not None:
+            if not checks.is_integer(block_size) or block_size < 1:
+                raise ValueError(f"{self.name}: {asked}, wants a number of tokens of at least 1, or None.")
+            options["block_size"] = int(block_size)
+            if not causal:
+                raise ValueError(f"{self.name}: causal=False is one block for all; leave block_size out, or causal.")
         if options["form"] == "scan":
             raise ValueError(f"{self.name}: {asked} has no token scan; leave form out.")
-
-    def _scale_doc(self) -> str:
-        if not self.scaled:
-            return "None; this recurrence has none."
-        default = "K**-0.5" if self.default_scale is None else f"{self.default_scale:g}"
-        return f"multiplies the queries; None is {default}."
 
     def _scale(self, caller: str, scale, dims: dict) -> float | None:
         if not self.scaled:
@@ -287,11 +273,27 @@ class Operator:
             return None
         if scale is None:
             return dims["K"] ** -0.5 if self.default_scale is None else self.default_scale
-        if isinstance(scale, (int, float)):
+        if isinstance(scale, int | float | np.integer | np.floating) and not isinstance(scale, bool):
             return float(scale)
         raise ValueError(f"{caller}: scale is {type(scale).__name__}, wants a Python number; multiply q by it instead.")
 
     def _check_state(self, caller: str, name: str, state: State | None, xs: dict) -> None:
-        if state is not None:
-            wanted = jax.eval_shape(lambda xs: lowering.zero_state(self, self.fields(xs)), xs)
-            checks.state(caller, name, state, wanted)
+        """`xs` with or without their T axis."""
+        if state is None:
+            return
+        shapes = []
+        for argument, x in xs.items():
+            shape, letters = x.shape, self.arguments[argument].letters
+            if "T" in letters:  # one token has the state of many
+                at = letters.index("T")
+                shape = (*shape[:at], 1, *shape[at + (x.ndim == len(letters)) :])
+            shapes.append((argument, shape, x.dtype))
+        checks.state(caller, name, state, _state_shape(self, tuple(shapes)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _state_shape(operator: Operator, shapes: tuple) -> State:
+    """Of arguments with these names, shapes and dtypes: traced once for each."""
+    xs: dict[str, Any] = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in shapes}
+    with jax.enable_x64(any(dtype == jnp.float64 for _, _, dtype in shapes)):
+        return jax.eval_shape(lambda xs: lowering.zero_state(operator, operator.fields(xs)), xs)

@@ -1,14 +1,14 @@
 """What is not finite in one document of a packed row stays in it.
 
 Matrix products multiply what a mask has set to zero, and zero times NaN is NaN. So before anything is multiplied, tokens
-that hold a NaN or an infinity are replaced by tokens of zeros, and a state that does by a state of zeros. Afterwards the
-outputs that the token scan would have spoilt become NaN: those of the token and of all later ones of its document, or of
-the whole document where tokens read the future. A value head counts as a whole: the scan may leave some of its channels
-finite.
+that hold a NaN or an infinity become zeros there, and so does a state. Afterwards the outputs that the token scan would
+have spoilt become NaN: those of such a token and of all later ones of its document, or of the whole document where
+tokens read the future. A value head counts as a whole: the scan may leave some of its channels finite.
 """
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,25 +18,55 @@ from .recurrence import Recurrence
 from .typing import Inputs, State
 
 
-def around(record: Recurrence, run: Callable, reset: jax.Array, causal: bool = True) -> Callable:
+class Marks(NamedTuple):
+    """Where something is not finite; without heads the arrays have no axis of them."""
+
+    written: jax.Array  # [B, T, HV] in what the token writes: it spoils all later ones of its document
+    queried: jax.Array  # [B, T, HV] in its query alone: it spoils no other token
+    entered: jax.Array  # [B, HV] in the state that enters
+
+
+def around(record: Recurrence, run: Callable, reset: jax.Array, causal: bool) -> Callable:
     """`run(fields, state=...) -> (final state, o)` for rows whose documents start where `reset [B, T]` is True."""
 
-    def quarantined(fields: Inputs, state: State, **more):
-        queries = {"q"} if causal else set()  # what a query spoils no other token sees
-        heads = fields[record.output_field].shape[2] if record.has_heads else None
-        bad = {name: _bad_tokens(record, name, x, heads) for name, x in fields.items() if name in record.fields}
-        written = _any([b for name, b in bad.items() if name not in queries])
-        entered = _bad_state(state, heads)
-        clean = {n: jnp.where(_bad(record, n, x), 0, x) if n in record.fields else x for n, x in fields.items()}
-        clean_state = jax.tree.map(lambda s: jnp.where(_wide(entered, s), 0, s), state)
-        final, o = run(clean, state=clean_state, **more)
-        spoilt, last = _spoilt(written, entered, reset, causal)
-        if "q" in bad:
-            spoilt |= bad["q"]
-        o = jnp.where(_wide(spoilt, o), jnp.nan, o)
-        return jax.tree.map(lambda s: jnp.where(_wide(last, s), jnp.nan, s), final), o
+    def quarantined(fields: Inputs, state: State):
+        fields, state, marks = cleaned(record, fields, state, causal)
+        spoilt, last = reached(marks.written, marks.entered, reset, causal)
+        return spoil(run(fields, state=state), spoilt | marks.queried, last)
 
     return quarantined
+
+
+def cleaned(record: Recurrence, fields: Inputs, state: State, causal: bool) -> tuple[Inputs, State, Marks]:
+    """Fields and state with zeros in place of what is not finite, and where that was."""
+    heads = fields[record.output_field].shape[2] if record.has_heads else None
+    bad = {name: _bad_tokens(record, name, fields[name], heads) for name in record.fields}
+    none = jnp.zeros_like(bad[record.output_field])
+    queried = bad.pop("q", none) if causal else none
+    entered = [(~jnp.isfinite(s)).any(axis=tuple(range(none.ndim - 1, s.ndim))) for s in jax.tree.leaves(state)]
+    marks = Marks(functools.reduce(jnp.logical_or, bad.values()), queried, functools.reduce(jnp.logical_or, entered))
+    fields = {n: jnp.where(_bad(record, n, x), 0, x) if n in record.fields else x for n, x in fields.items()}
+    return fields, jax.tree.map(lambda s: jnp.where(_wide(marks.entered, s), 0, s), state), marks
+
+
+def spoil(result, spoilt: jax.Array, last: jax.Array):
+    """`(final state, o)` with NaN where outputs `[B, T, ...]` and states `[B, ...]` are spoilt."""
+    final, o = result
+    o = jnp.where(_wide(spoilt, o), jnp.nan, o)
+    return jax.tree.map(lambda s: jnp.where(_wide(last, s), jnp.nan, s), final), o
+
+
+def reached(written: jax.Array, entered: jax.Array, reset: jax.Array, causal: bool) -> tuple[jax.Array, jax.Array]:
+    """Which tokens `[B, T, ...]` a bad token or a bad entering state reaches, and whether the last one `[B, ...]`."""
+    starts = jnp.broadcast_to(reset.reshape(reset.shape + (1,) * (written.ndim - 2)), written.shape)
+    join = lambda a, b: (a[0] | b[0], b[1] | (a[1] & ~b[0]))  # noqa: E731
+    begun, spoilt = lax.associative_scan(join, (starts, written), axis=1)
+    spoilt |= ~begun & entered[:, None]
+    last = spoilt[:, -1]
+    if not causal:
+        ends = jnp.concatenate([starts[:, 1:], jnp.zeros_like(starts[:, :1])], axis=1)
+        spoilt |= lax.associative_scan(join, (ends, written), axis=1, reverse=True)[1]
+    return spoilt, last
 
 
 def _wide(mask: jax.Array, x: jax.Array) -> jax.Array:
@@ -44,7 +74,7 @@ def _wide(mask: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _bad(record: Recurrence, name: str, x: jax.Array) -> jax.Array:
-    """Where a field is not finite; of logarithms -inf is as good as any. A parameter belongs to all documents."""
+    """Where a field is not finite; of logarithms -inf is as good as any."""
     return ~jnp.isfinite(x) & ~(x < 0) if name in record.logs else ~jnp.isfinite(x)
 
 
@@ -57,28 +87,3 @@ def _bad_tokens(record: Recurrence, name: str, x: jax.Array, heads: int | None) 
         return jnp.broadcast_to(bad.any(axis=tuple(range(2, bad.ndim)))[..., None], (*x.shape[:2], heads))
     bad = bad.any(axis=tuple(range(3, bad.ndim)))
     return jnp.repeat(bad, heads // bad.shape[2], axis=2)
-
-
-def _bad_state(state: State, heads: int | None) -> jax.Array:
-    """`[B, HV]`, or `[B]` without heads."""
-    kept = 1 if heads is None else 2
-    return _any([(~jnp.isfinite(s)).any(axis=tuple(range(kept, s.ndim))) for s in jax.tree.leaves(state)])
-
-
-def _any(masks: list[jax.Array]) -> jax.Array:
-    return functools.reduce(jnp.logical_or, masks)
-
-
-def _spoilt(written: jax.Array, entered: jax.Array, reset: jax.Array, causal: bool) -> tuple[jax.Array, jax.Array]:
-    """Which outputs `[B, T, ...]` and which final states `[B, ...]` a bad token or a bad entering state reaches."""
-    starts = reset.reshape(reset.shape + (1,) * (written.ndim - 2))
-    first = jnp.arange(written.shape[1]).reshape(1, -1, *(1,) * (written.ndim - 2)) == 0
-    written |= first & entered[:, None]
-    join = lambda a, b: (a[0] | b[0], b[1] | (a[1] & ~b[0]))  # noqa: E731
-    _, spoilt = lax.associative_scan(join, (jnp.broadcast_to(starts, written.shape), written), axis=1)
-    last = spoilt[:, -1]
-    if not causal:
-        ends = jnp.broadcast_to(jnp.pad(starts[:, 1:], [(0, 0), (0, 1)] + [(0, 0)] * (starts.ndim - 2)), written.shape)
-        _, backwards = lax.associative_scan(join, (ends, written), axis=1, reverse=True)
-        spoilt |= backwards
-    return spoilt, last

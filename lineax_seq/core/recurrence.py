@@ -128,7 +128,9 @@ class Recurrence:
 
     def derived(self) -> "Recurrence":
         """This recurrence with the chunk form derived from its tokens: the reference of a family's fast form."""
-        return dataclasses.replace(self, prepare=None, advance=None, readout=None, adjoint=None, decide=None, special=None)
+        return dataclasses.replace(
+            self, prepare=None, advance=None, readout=None, adjoint=None, decide=None, special=None
+        )
 
     @property
     def form(self) -> Form:

@@ -34,6 +34,7 @@ from .multihost import (
     main_first as main_first,
     to_host as to_host,
 )
+from .placement import placed as placed
 from .sharded import (
     over_time as over_time,
     sequence_parallel as sequence_parallel,

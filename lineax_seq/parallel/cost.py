@@ -14,7 +14,7 @@ All but the all-gather send the last state back to everyone, an all-reduce of S:
 import dataclasses
 import math
 
-from pallas_kernels import machine_here
+from pallas_kernels import Machine, machine_here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Link:
     switched: bool = True
 
 
-def link_here() -> Link:
-    """The default: numbers of this order hold for TPU and GPU pods."""
-    return Link(switched=machine_here().platform != "tpu")
+def link_of(machine: Machine) -> Link:
+    """Between such machines: numbers of this order hold for TPU and GPU pods."""
+    return Link(switched=machine.platform != "tpu")
 
 
 def message_rounds(strategy: str, devices: int, state_bytes: int, transition_bytes: int, blocks: int = 1):
@@ -54,7 +54,7 @@ def predicted_seconds(
     strategy: str, devices: int, state_bytes: int, transition_bytes: int, blocks: int = 1, link: Link | None = None
 ) -> float:
     """Time of one exchange that nothing hides."""
-    link = link or link_here()
+    link = link or link_of(machine_here())
     rounds, volume = message_rounds(strategy, devices, state_bytes, transition_bytes, blocks)
     if strategy == "tree" and not link.switched:
         volume = (devices - 1) * (state_bytes + transition_bytes)
@@ -68,7 +68,7 @@ def blocks(devices: int, state_bytes: int, columns: int, link: Link | None = Non
 
     (P-2+M)(latency + S/(M bandwidth)) is least at M = sqrt((P-2) S / (latency bandwidth)).
     """
-    link = link or link_here()
+    link = link or link_of(machine_here())
     best = max(2.0, math.sqrt(max(devices - 2, 0) * state_bytes / (link.latency * link.bandwidth)))
     return max(d for d in range(1, columns + 1) if columns % d == 0 and (d <= best or d == 1))
 

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from ..core import checks, forms, lowering
+from ..core import checks, forms, quarantine
 from ..core.layout import Layout
 from ..core.monoid import Monoid, Segmented, segmented
 from ..core.lowering import How, finished, form_of, prepared, resets
@@ -63,9 +63,11 @@ def on_shard(how: How, xs: dict, segment_ids, state: State | None, first_head: j
     if operator.seen is not None:
         place["seen"] = seen
     fields, reset, given = prepared(operator, xs, reset, state, **place)
-    fields = everywhere(fields)
-    record = operator.recurrence
+    record, marks = operator.recurrence, None
     state = vary(zero_state(record, fields) if state is None else given, replicated)
+    if reset is not None:
+        fields, state, marks = quarantine.cleaned(record, fields, state, how.causal)
+    fields = everywhere(fields)
     prepare, form = None, form_of(how)
     run = lambda xs, reset, state, **more: form(xs, reset=reset, state=state, **more)  # noqa: E731
     if how.form == "chunk" and how.implementation == "xla" and record.monoid.probe is None:
@@ -74,13 +76,14 @@ def on_shard(how: How, xs: dict, segment_ids, state: State | None, first_head: j
         final, o = run(fields, reset, everywhere(state))
         final = lax.psum(final, name)
     else:
-        final, o = _Exchange(record, run, prepare, name, how.strategy, axes).call(fields, reset, state)
+        link = cost.link_of(how.target.machine)
+        final, o = _Exchange(record, run, prepare, name, how.strategy, link, axes).call(fields, reset, state)
+    if marks is not None:
+        spoilt, last = _spoilt(name, marks, reset)
+        final, o = quarantine.spoil((final, o), spoilt | marks.queried, last)
     if not how.causal:
         o = _reading(record, how.scale, fields, everywhere(final))
     return finished(operator, xs, (final, o))
-
-
-lowering.on_shard = on_shard
 
 
 def _reading(recurrence: Recurrence, scale, fields: Inputs, state: State) -> jax.Array:
@@ -122,6 +125,21 @@ def _documents(operator: Operator, name: str, segment_ids, state, xs: dict):
     return starts, before
 
 
+def _spoilt(name: str, marks: quarantine.Marks, reset) -> tuple[jax.Array, jax.Array]:
+    """Which of this shard's tokens what is not finite reaches, and whether the sequence's last one.
+
+    A shard whose tokens all belong to the document that enters it hands on what enters: two bits a shard and head.
+    """
+    own = quarantine.reached(marks.written, jnp.zeros_like(marks.entered), reset, causal=True)[1]
+    through = ~jnp.any(reset, axis=1).reshape(-1, *(1,) * (own.ndim - 1)) & jnp.ones_like(own)
+    owns, throughs = lax.all_gather(jnp.stack([own, through]), name, axis=1)
+    entered = [marks.entered]
+    for p in range(lax.axis_size(name)):
+        entered.append(owns[p] | (throughs[p] & entered[-1]))
+    before = jnp.stack(entered)[lax.axis_index(name)]
+    return quarantine.reached(marks.written, before, reset, causal=True)[0], entered[-1]
+
+
 # ---- forward and backward
 
 
@@ -129,9 +147,9 @@ class _Exchange:
     """One call on one shard. `run(fields, reset, state) -> (final state, o)` is the form that computes it; it takes
     the `factors` of `prepare(fields, reset)`, where there are any."""
 
-    def __init__(self, recurrence: Recurrence, run: Callable, prepare: Callable | None, name: str, strategy, axes):
+    def __init__(self, recurrence, run: Callable, prepare: Callable | None, name: str, strategy, link: cost.Link, axes):
         self.recurrence, self.run, self.prepare, self.name = recurrence, run, prepare, name
-        self.strategy, self.axes = strategy, axes
+        self.strategy, self.link, self.axes = strategy, link, axes
         self.lead = 2 if recurrence.has_heads else 1
 
     def call(self, xs: Inputs, reset, state: State) -> tuple[State, jax.Array]:
@@ -187,7 +205,7 @@ class _Exchange:
         state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
         packed = prefix.pack(summary, self.lead)[0].nbytes
         columns = prefix.columns(monoid, state, self.lead)
-        return cost.cheapest(lax.axis_size(self.name), state_bytes, packed - state_bytes, columns)
+        return cost.cheapest(lax.axis_size(self.name), state_bytes, packed - state_bytes, columns, self.link)
 
     def _monoid(self, summary: Summary, zero: State) -> Monoid:
         monoid = mapped(self.recurrence.monoid, self.lead)

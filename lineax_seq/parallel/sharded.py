@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 
 import jax
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh, PartitionSpec as P
 
-from ..core import checks, dispatch
-from ..core.operator import Call, Operator
-from . import sequence
+from ..core import checks, dispatch, lowering
+from ..core.lowering import How
+from ..core.operator import Operator
+from .placement import HEAD_LETTERS, resharded
 from .prefix import STRATEGIES
-
-HEAD_LETTERS = ("H", "HV", "D")  # D: channels of a vector recurrence, which do not see each other
 
 
 def sequence_parallel(
@@ -66,10 +65,9 @@ def sequence_parallel(
         call = operator.checked(args, {**kwargs, "axis_name": axis, "strategy": strategy}, mesh.shape[axis])
         split = {"B": batch, "T": (axis,), **dict.fromkeys(HEAD_LETTERS, heads)}
         _check_sizes(caller, operator, call.xs, mesh, split)
-        options = tuple((k, v) for k, v in call.options.items() if k not in ("initial_state", "segment_ids"))
         where = mesh, axis, batch, heads
         attempt = lambda name: _run(  # noqa: E731
-            operator, name, where, call.scale, call.chunk_size, options, call.xs, call.segment_ids, call.state
+            call.how(operator, name), where, call.xs, call.segment_ids, call.state
         )
         return dispatch.first_accepting(operator.name, call.implementations, attempt)
 
@@ -103,33 +101,24 @@ def _check_sizes(caller: str, operator: Operator, xs: dict, mesh: Mesh, split: d
         raise ValueError(f"{caller}: {'; '.join(problems.values())}.")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
-def _run(operator, implementation, where, scale, chunk_size, options, xs, segment_ids, state):
-    mesh, axis, batch, heads = where
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(how: How, where: tuple, xs: dict, segment_ids, state):
+    (mesh, axis, batch, heads), operator = where, how.operator
     split = {"B": batch, "T": axis, **dict.fromkeys(HEAD_LETTERS, heads)}
     specs = {name: P(*(split.get(letter) for letter in operator.arguments[name].letters)) for name in xs}
     rows, states = P(batch, axis), P(batch, heads)
 
     def shard(xs, segment_ids, state):
-        call = Call(xs, segment_ids, state, scale, chunk_size, (implementation,), dict(options))
         first_head = 0
         if operator.numbers_heads and heads:
             first_head = lax.axis_index(heads) * xs[operator.recurrence.output_field].shape[2]
-        return sequence.on_shard(operator, implementation, call, first_head)
+        return lowering.compute(how, xs, segment_ids, state, first_head)
 
-    args, in_specs = (xs, segment_ids, state), (specs, rows, states)
-    if AxisType.Explicit in mesh.axis_types:
-        args = _placed(args, in_specs, mesh)
+    in_specs = (specs, rows, states)
     return jax.shard_map(
         shard,
         mesh=mesh,
         in_specs=in_specs,
         out_specs=(P(batch, axis, heads), states),
-        check_vma=implementation == "xla",  # kernels do not say over which axes their outputs differ
-    )(*args)
-
-
-def _placed(args, specs, mesh: Mesh):
-    """Arguments where the specs say: a mesh with explicit axes moves nothing by itself."""
-    place = lambda spec, x: jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec)), x)  # noqa: E731
-    return jax.tree.map(place, specs, args, is_leaf=lambda s: isinstance(s, P))
+        check_vma=how.implementation == "xla",  # kernels do not say over which axes their outputs differ
+    )(*resharded((xs, segment_ids, state), in_specs, mesh))

@@ -51,6 +51,7 @@ def mild(x: Inputs) -> jax.Array:
 
 # ---- scores
 
+
 @jax.custom_vjp
 def decayed(mild: jax.Array, reads: Sequence[jax.Array], writes: Sequence[jax.Array], g: jax.Array) -> Decayed:
     """Reads and writes, each `[C, K]`, under the same decays; `mild` says which of two exact ways is taken."""
@@ -109,7 +110,9 @@ class _Stretches(NamedTuple):
 
     near: jax.Array  # [m, h, h, K] inside a stretch, from a token to another or to itself; zero to an earlier one
     later: jax.Array  # [m, h, K] from the stretch's start to each of its tokens
-    earlier: jax.Array  # [m, C, K] from each token of the chunk to the stretch's start; zero from its own and later ones
+    earlier: (
+        jax.Array
+    )  # [m, C, K] from each token of the chunk to the stretch's start; zero from its own and later ones
 
 
 def _stretches(g: jax.Array) -> tuple[_decay.Cumulated, _Stretches]:

@@ -1,0 +1,157 @@
+"""A call on arrays that lie split over a mesh: every device computes its own sequences and heads, and nothing is gathered.
+
+Sequences do not see each other, nor do heads, so a call whose batch or heads are split is that many smaller calls. On
+explicit axes (what `jax.make_mesh` gives) the arrays' types say how they are split. Automatic axes do not say it before
+the compiler has decided; there it may be told with `placed`, and otherwise the compiler splits the program itself.
+"""
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+from ..core import lowering
+from ..core.lowering import How
+from ..core.operator import Operator
+from ..core.typing import State
+from . import sequence
+
+HEAD_LETTERS = ("H", "HV", "D")  # what can be split beside sequences: nothing crosses heads, or channels D
+
+Axes = tuple[str, ...]
+_told: contextvars.ContextVar[tuple[Axes, Axes] | None] = contextvars.ContextVar("told", default=None)
+
+
+class Placement(NamedTuple):
+    """Over which axes of which mesh a call's sequences and heads are split; part of what is static in the call."""
+
+    mesh: Any
+    batch: Axes
+    heads: Axes
+    manual: frozenset[str]  # axes that the call is mapped over: these, and explicit ones that split nothing
+
+
+@contextlib.contextmanager
+def placed(*, batch: str | Axes = (), heads: str | Axes = ()) -> Iterator[None]:
+    """Calls inside this context run by parts over the named automatic axes of the surrounding mesh (`jax.set_mesh`).
+
+    >>> with jax.set_mesh(mesh), ls.parallel.placed(batch="data", heads="tensor"):  # doctest: +SKIP
+    ...     o, state = ls.gla(q, k, v, g)
+    """
+    token = _told.set((_names(batch), _names(heads)))
+    try:
+        yield
+    finally:
+        _told.reset(token)
+
+
+def placement(operator: Operator, xs: Mapping[str, jax.Array], segment_ids, state: State | None) -> Placement | None:
+    """How the arguments of a call lie; None where nothing is split, or the compiler is to split it.
+
+    Raises:
+        ValueError: T is split, or an axis that `placed` names is none of the surrounding mesh.
+    """
+    here = jax.sharding.get_abstract_mesh()
+    told = _told.get()
+    if told is not None and any(told):
+        if unknown := [name for name in (*told[0], *told[1]) if name not in here.shape]:
+            raise ValueError(
+                f"placed: no axis {', '.join(map(repr, unknown))} in the surrounding mesh {dict(here.shape)}; "
+                "enter the mesh with jax.set_mesh, and name its axes."
+            )
+        manual = {name for name, kind in zip(here.axis_names, here.axis_types, strict=True) if kind == AxisType.Manual}
+        batch, heads = (tuple(name for name in names if name not in manual) for names in told)
+        heads = _dividing(operator, xs, heads, here.shape)
+        return Placement(here, batch, heads, frozenset((*batch, *heads))) if batch or heads else None
+
+    found: dict[str, Axes] = {}
+    mesh = None
+    for name, x in xs.items():
+        mesh = _note(found, x, operator.arguments[name].letters, mesh)
+    if segment_ids is not None:
+        mesh = _note(found, segment_ids, ["B", "T"], mesh)
+    for leaf in jax.tree.leaves(state):
+        mesh = _note(found, leaf, ["B", "HV" if operator.recurrence.has_heads else "D"], mesh)
+    if mesh is None:
+        return None
+    if "T" in found:
+        axis = "·".join(found["T"])
+        raise ValueError(
+            f"{operator.name}: T is split over mesh axis {axis}; use parallel.sequence_parallel({operator.name}, mesh, "
+            f"axis={found['T'][0]!r}), or gather T with jax.sharding.reshard."
+        )
+    batch = found.get("B", ())
+    heads = next((tuple(n for n in found[letter] if n not in batch) for letter in HEAD_LETTERS if letter in found), ())
+    heads = _dividing(operator, xs, heads, mesh.shape)
+    explicit = [name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit]
+    return Placement(mesh, batch, heads, frozenset(explicit))
+
+
+def _note(found: dict[str, Axes], x, letters: list[str], mesh):
+    """Write down which explicit axes split the letters of an array; its mesh, if it has any explicit axis."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    if sharding is None or sharding.mesh.empty or AxisType.Explicit not in sharding.mesh.axis_types:
+        return mesh
+    for letter, names in zip(letters, sharding.spec, strict=False):
+        if names:
+            found.setdefault(letter, _names(names))
+    return sharding.mesh
+
+
+def _dividing(operator: Operator, xs: Mapping[str, jax.Array], axes: Axes, sizes: Mapping[str, int]) -> Axes:
+    """`axes`, or none where some number of heads does not divide over them."""
+    shards = math.prod(sizes[name] for name in axes)
+    for name, x in xs.items():
+        for letter, size in zip(operator.arguments[name].letters, x.shape, strict=True):
+            if letter in HEAD_LETTERS and size % shards:
+                return ()
+    return axes
+
+
+def _names(names: str | Axes) -> Axes:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def on_mesh(how: How, placement: Placement, xs: dict, segment_ids, state: State | None):
+    """`(o, final state)`, split as the arguments are."""
+    operator = how.operator
+    batch, heads = placement.batch or None, placement.heads or None
+    split = {"B": batch, **dict.fromkeys(HEAD_LETTERS, heads)}
+    specs = {name: P(*(split.get(letter) for letter in operator.arguments[name].letters)) for name in xs}
+    in_specs = (specs, P(batch), P(batch, heads))
+    arrays = resharded((xs, segment_ids, state), in_specs, placement.mesh)
+
+    def part(xs, segment_ids, state):
+        first = 0
+        if operator.numbers_heads and heads:
+            first = lax.axis_index(heads) * xs[operator.recurrence.output_field].shape[2]
+        return lowering.compute(how, xs, segment_ids, state, first)
+
+    return jax.shard_map(
+        part,
+        mesh=placement.mesh,
+        in_specs=in_specs,
+        out_specs=(P(batch, None, heads), P(batch, heads)),
+        axis_names=placement.manual,
+        check_vma=False,  # kernels do not say over which axes their outputs differ
+    )(*arrays)
+
+
+def resharded(arrays, specs, mesh):
+    """Arrays where the specs say: a mesh with explicit axes moves nothing by itself."""
+    if AxisType.Explicit not in mesh.axis_types:
+        return arrays
+
+    def move(spec, tree):
+        sharding = lambda x: NamedSharding(mesh, P(*spec[: x.ndim]))  # noqa: E731
+        return jax.tree.map(lambda x: jax.sharding.reshard(x, sharding(x)), tree)
+
+    return jax.tree.map(move, specs, arrays, is_leaf=lambda s: isinstance(s, P))
+
+
+lowering.distribution = lowering.Distribution(placement, on_mesh, sequence.on_shard)
