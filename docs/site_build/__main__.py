@@ -11,8 +11,9 @@ ROOT = Path(__file__).parents[2]
 
 def main(arguments: list[str]) -> None:
     sys.path[:0] = [str(ROOT / "docs"), str(ROOT)]
-    from site_build import notebooks
     from zensical.main import cli
+
+    from site_build import notebooks
 
     command, *flags = arguments or ["build"]
     if "--no-notebooks" in flags:

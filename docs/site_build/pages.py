@@ -2,10 +2,13 @@
 
 `!api PACKAGE`        the package's docstring and every public name of its `__init__.py`, in its order
 `!notebook FILE`      the prose and the code of notebooks/FILE, with outputs where `make docs` has executed it
+`!file FILE`          the text of a file of the repository
+`![...](../FILE)`     a picture from elsewhere in the repository is put into the page
 `$...$`, `$$...$$`    become MathML, which browsers draw by themselves: no script and no font is loaded
 """
 
 import ast
+import base64
 import html
 import re
 from pathlib import Path
@@ -56,13 +59,27 @@ def api(package: str) -> list[str]:
     return lines
 
 
+def file(name: str) -> list[str]:
+    """Its links start at the root, those of a page in `docs`."""
+    return (ROOT / name).read_text("utf-8").replace("](docs/", "](").splitlines()
+
+
+_PICTURE = re.compile(r"!\[([^]]*)\]\((?:\.\./)+([^)]+\.png)\)")
+
+
+def _picture(found: re.Match) -> str:
+    data = base64.b64encode((ROOT / found[2]).read_bytes()).decode()
+    return f"![{found[1]}](data:image/png;base64,{data})"
+
+
 class _Includes(Preprocessor):
+    includes = {"!api": api, "!notebook": notebooks.markdown, "!file": file}
+
     def run(self, lines: list[str]) -> list[str]:
         done = []
         for line in lines:
             word, _, argument = line.strip().partition(" ")
-            include = {"!api": api, "!notebook": notebooks.markdown}.get(word)
-            done += include(argument) if include else [line]
+            done += self.includes[word](argument) if word in self.includes else [_PICTURE.sub(_picture, line)]
         return done
 
 
