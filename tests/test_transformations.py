@@ -1,4 +1,4 @@
-"""What JAX does to programs, done to recurrences: one of each family, in its chunk form. `docs/transformations` lists it.
+"""What JAX does to programs, done to recurrences: one of each family, in its chunk form. See docs/transformations.
 
 Gradients, float64 and bfloat16 of every recurrence are in recurrences/test_laws.py.
 """

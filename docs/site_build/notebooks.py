@@ -1,6 +1,7 @@
 """Notebooks as pages. They are committed without outputs; `execute` keeps executed copies in the cache, by content."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -16,7 +17,7 @@ def executed_copy(path: Path) -> Path:
 
 
 def execute() -> None:
-    """Execute the notebooks that have no copy yet."""
+    """Execute the notebooks that have no copy yet, but those that need a module which is not installed."""
     import nbclient
     import nbformat
 
@@ -25,8 +26,12 @@ def execute() -> None:
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         if (copy := executed_copy(path)).exists():
             continue
-        print(f"executing {path.relative_to(ROOT)}", flush=True)
         notebook = nbformat.read(path, as_version=4)
+        missing = [name for name in notebook.metadata.get("requires", []) if importlib.util.find_spec(name) is None]
+        if missing:
+            print(f"not executing {path.relative_to(ROOT)}: {', '.join(missing)} is not installed", flush=True)
+            continue
+        print(f"executing {path.relative_to(ROOT)}", flush=True)
         nbclient.NotebookClient(notebook, timeout=1200, kernel_name="python3").execute()
         copy.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, copy)
