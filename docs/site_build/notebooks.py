@@ -22,6 +22,7 @@ def execute() -> None:
     import nbformat
 
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # beside the TPU's compiler, jax would look for a TPU
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         if (copy := executed_copy(path)).exists():
