@@ -11,6 +11,7 @@ import ast
 import base64
 import html
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from latex2mathml.converter import convert
@@ -31,21 +32,28 @@ def public_names(package: str) -> dict[str, str]:
     """
     folder = ROOT / package.replace(".", "/")
     found = {}
-    for node in ast.parse((folder / "__init__.py").read_text("utf-8")).body:
+    for node in _statements(folder / "__init__.py"):
         if isinstance(node, ast.ImportFrom):
             found |= {a.asname: definition(f"{package}.{node.module}", a.name) for a in node.names if a.asname}
-        elif isinstance(node, ast.Assign):
-            found |= {target.id: f"{package}.{target.id}" for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id: f"{package}.{target.id}" for target in targets if isinstance(target, ast.Name)}
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             found[node.name] = f"{package}.{node.name}"
     return {name: path for name, path in found.items() if not name.startswith("_") and not (folder / name).is_dir()}
+
+
+def _statements(path: Path) -> Iterator[ast.stmt]:
+    """Those of the module, and what only type checkers are shown."""
+    for node in ast.parse(path.read_text("utf-8")).body:
+        yield from node.body if isinstance(node, ast.If) else [node]
 
 
 def definition(module: str, name: str) -> str:
     """Where a name is defined that `module` offers. A module and what it defines may have one name, as `gla.gla`."""
     package = ROOT / module.replace(".", "/") / "__init__.py"
     if package.is_file():
-        for node in ast.parse(package.read_text("utf-8")).body:
+        for node in _statements(package):
             if isinstance(node, ast.ImportFrom) and any((a.asname or a.name) == name for a in node.names):
                 return definition(f"{module}.{node.module}", name)
     return f"{module}.{name}"

@@ -34,7 +34,7 @@ def public(package: str) -> set[str]:
     """What the package offers under a name of its own: `X as X`, or defined in its `__init__.py`; no modules."""
     module = importlib.import_module(package)
     source = Path(module.__file__).read_text("utf-8").removeprefix(f'"""{module.__doc__}"""')
-    named = re.findall(r"\bas (\w+)", source) + re.findall(r"(?m)^(?:def |class )?([A-Za-z]\w*)(?= = |\(|:$)", source)
+    named = re.findall(r"\bas (\w+)", source) + re.findall(r"(?m)^(?:def |class )?([A-Za-z]\w*)(?= = |\(|: \w)", source)
     return {name for name in named if not isinstance(getattr(module, name), ModuleType)}
 
 
