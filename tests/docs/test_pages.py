@@ -138,7 +138,7 @@ def problems(words: list[str]) -> list[str]:
             module, flags = words[at + 2], [w.split("=")[0] for w in words[at + 3 :] if w.startswith("--")]
             if not (ROOT / f"{module.replace('.', '/')}.py").is_file():
                 return [f"no module {module}"]
-            known = set(re.findall(r"--[\w.-]+", help_of(module)))
+            known = set(re.findall(r"--[\w.-]+", help_of(module))) if flags else set()
             return [f"{module} has no flag {flag}" for flag in flags if flag not in known]
         if word == "pip":
             asked = {extra for w in words for part in re.findall(r"\[([\w,]+)\]", w) for extra in part.split(",")}
