@@ -3,6 +3,7 @@
 `--no-notebooks` leaves out those that have not been executed: their pages show code without outputs.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,6 +21,8 @@ def main(arguments: list[str]) -> None:
         flags.remove("--no-notebooks")
     else:
         notebooks.execute()
+    # a page's cached form knows only its own Markdown, not the notebooks and files that it shows
+    shutil.rmtree(ROOT / "docs" / ".cache", ignore_errors=True)
     cli.main([command, "--config-file", str(ROOT / "docs" / "zensical.toml"), *flags], prog_name="make docs")
 
 
