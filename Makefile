@@ -6,7 +6,7 @@ EXTRAS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all lint bench notebooks clean FORCE
+.PHONY: help setup train test test-all lint bench notebooks docs clean FORCE
 
 python := $(VENV)/bin/python
 # Most of a test's time is compiling, which uses one core.
@@ -33,7 +33,7 @@ help: ## List the targets
 	@echo "Usage: make TARGET"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Settings, as in make train ARGS=\"--help\":"
-	@echo "  ARGS       more arguments for the command behind train, test, test-all, bench and notebooks"
+	@echo "  ARGS       more arguments for the command behind train, test, test-all, bench, notebooks and docs"
 	@echo "  PYTHON     the Python to make $(VENV) with, instead of the newest supported one that is found"
 	@echo "  EXTRAS     installed beside dev, such as gpu or tpu"
 	@echo "  VENV       the environment's folder, instead of .venv"
@@ -66,8 +66,12 @@ notebooks: $(stamp) $(tpu)/.installed ## Execute the notebooks from start to end
 	@echo "Executing the notebooks"
 	@$(with_tpu) $(python) -m pytest -m "" tests/test_notebooks.py $(ARGS)
 
+docs: $(stamp) $(tpu)/.installed ## Build the documentation into docs/site (ARGS=serve shows it while you write)
+	@echo "Building the documentation: python docs/site_build $(ARGS)"
+	@$(with_tpu) $(python) docs/site_build $(ARGS)
+
 clean: ## Remove the environment, caches and builds (runs are kept)
-	rm -rf $(VENV) .cache build dist *.egg-info
+	rm -rf $(VENV) .cache build dist docs/site docs/.cache *.egg-info
 	find lineax_seq pallas_kernels experiments tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(stamp): pyproject.toml $(if $(anew)$(again),FORCE)
