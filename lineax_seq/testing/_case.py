@@ -14,6 +14,18 @@ CHUNK = 16
 SIZES = dict(B=2, T=2 * CHUNK + 5, H=2, HV=4, K=8, V=16, D=8, N=4, L=7)  # HV > H: grouped heads; T no multiple of C
 
 
+@functools.lru_cache(16)
+def _drawn(operator: Operator, seed: int, sizes: tuple[tuple[str, int], ...]):
+    """Arguments, state and cotangents, as numpy arrays: cutting out pieces of them compiles nothing."""
+    keys = jax.random.split(jax.random.key(seed), 4)
+    with jax.enable_x64(True):
+        args = operator.example(keys[0], dtype=jnp.float64, **dict(sizes))
+        out = jax.eval_shape(lambda a: operator(**a, form="scan"), args)
+        draw = lambda key: lambda leaf: jax.random.normal(key, leaf.shape, leaf.dtype)  # noqa: E731
+        before = operator.example(keys[1], dtype=jnp.float64, **{**dict(sizes), "T": SIZES["T"]})
+        return jax.tree.map(np.asarray, (args, operator(**before, form="scan")[1], jax.tree.map(draw(keys[2]), out)))
+
+
 class Case:
     """Arguments, a state that other tokens left, document ids, cotangents of outputs and final state, all in float64.
 
@@ -22,14 +34,8 @@ class Case:
 
     def __init__(self, operator: Operator, seed: int = 0, **sizes: int):
         self.operator, self.sizes = operator, {**SIZES, **sizes}
-        keys = jax.random.split(jax.random.key(seed), 4)
-        with jax.enable_x64(True):
-            self.args = operator.example(keys[0], dtype=jnp.float64, **self.sizes)
-            out = jax.eval_shape(lambda a: operator(**a, form="scan"), self.args)
-            draw = lambda key: lambda leaf: jax.random.normal(key, leaf.shape, leaf.dtype)  # noqa: E731
-            before = operator.example(keys[1], dtype=jnp.float64, **{**self.sizes, "T": SIZES["T"]})
-            self.state = operator(**before, form="scan")[1]
-            self.d_out = jax.tree.map(draw(keys[2]), out)
+        args, self.state, self.d_out = _drawn(operator, seed, tuple(sorted(self.sizes.items())))
+        self.args = dict(args)
         self.segment_ids: jax.Array | None = None
 
     def packed(self, *starts: int) -> "Case":
@@ -43,10 +49,9 @@ class Case:
 
     def rounded(self, dtype: str) -> "Case":
         """The same case with inputs and output cotangents that `dtype` holds exactly."""
-        with jax.enable_x64(True):
-            through = lambda x: jnp.asarray(jnp.asarray(x, dtype), "float64")  # noqa: E731
-            self.args = jax.tree.map(through, self.args)
-            self.d_out = through(self.d_out[0]), self.d_out[1]
+        through = lambda x: np.asarray(x).astype(jnp.dtype(dtype)).astype("float64")  # noqa: E731
+        self.args = jax.tree.map(through, self.args)
+        self.d_out = through(self.d_out[0]), self.d_out[1]
         return self
 
     def first(self, length: int) -> "Case":
@@ -92,13 +97,14 @@ def evaluate(
     chunk_size: int | None = CHUNK,
     implementation: str | None = None,
 ):
-    """`((o, final state), (gradients of the arguments, of the initial state))` computed from inputs in `dtype`."""
+    """`((o, final state), (gradients of the arguments, of the initial state))` from inputs in `dtype`, as numpy arrays."""
     with jax.enable_x64(dtype == "float64"):
         narrow = lambda x: jnp.asarray(np.asarray(x), dtype)  # noqa: E731
         wide = lambda x: jnp.asarray(np.asarray(x), "float64" if dtype == "float64" else "float32")  # noqa: E731
         args, state = jax.tree.map(narrow, case.args), jax.tree.map(wide, case.state)
         d_out = narrow(case.d_out[0]), jax.tree.map(wide, case.d_out[1])
-        return _program(operator, form, chunk_size, implementation)(args, state, case.segment_ids, d_out)
+        results = _program(operator, form, chunk_size, implementation)(args, state, case.segment_ids, d_out)
+        return jax.tree.map(np.asarray, results)
 
 
 def reference(operator: Operator, case: Case):

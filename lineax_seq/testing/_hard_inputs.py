@@ -1,6 +1,5 @@
 """Inputs on which chunk forms are known to give NaN, infinity or a drifting state: finite and right on all of them."""
 
-import jax.numpy as jnp
 import numpy as np
 
 from ..core.arguments import log_decay, rate, wide_rate
@@ -61,7 +60,7 @@ def changes(operator: Operator, hard: str) -> dict:
 
 def changed(args: dict, changes: dict) -> dict:
     new = {
-        name: value(np.asarray(args[name])) if callable(value) else jnp.full_like(args[name], value)
+        name: value(np.asarray(args[name])) if callable(value) else np.full_like(args[name], value)
         for name, value in changes.items()
     }
     return {**args, **new}

@@ -112,8 +112,8 @@ def _steps(operator, case):
     state, outputs = jax.tree.map(_narrow, case.state), []
     for t in range(6):
         o_t, state = operator.step(**_tokens(operator, case, t), state=state)
-        outputs.append(o_t)
-    assert_close({"o": jnp.stack(outputs, 1)}, {"o": o[:, :6]}, F32, "six steps")
+        outputs.append(np.asarray(o_t))
+    assert_close({"o": np.stack(outputs, 1)}, {"o": o[:, :6]}, F32, "six steps")
 
 
 def _length(operator, case, length):
@@ -139,8 +139,8 @@ def _handed_over(operator, case, cut):
     state, outputs = jax.tree.map(_narrow, case.state), []
     for part in (slice(None, cut), slice(cut, None)):
         o_part, state = operator(**_tokens(operator, case, part), initial_state=state, chunk_size=CHUNK)
-        outputs.append(o_part)
-    got = {"o": jnp.concatenate(outputs, 1), "final_state": state}
+        outputs.append(np.asarray(o_part))
+    got = {"o": np.concatenate(outputs, 1), "final_state": state}
     assert_close(got, {"o": o, "final_state": final}, F32, "two calls")
 
 
@@ -167,7 +167,7 @@ def _causal_gradients(operator, case):
     case, t = case(), CHUNK + 7
     d_o = np.array(case.d_out[0])
     d_o[:, t:] = 0
-    case.d_out = d_o, jax.tree.map(jnp.zeros_like, case.d_out[1])
+    case.d_out = d_o, jax.tree.map(np.zeros_like, case.d_out[1])
     _, (d_args, _) = evaluate(operator, "chunk", case, "float32")
     for name, d in d_args.items():
         if operator.arguments[name].per_token:
