@@ -97,7 +97,10 @@ def evaluate(
     chunk_size: int | None = CHUNK,
     implementation: str | None = None,
 ):
-    """`((o, final state), (gradients of the arguments, of the initial state))` from inputs in `dtype`, as numpy arrays."""
+    """`((o, final state), (gradients of the arguments, of the initial state))` as numpy arrays.
+
+    The inputs are in `dtype`, states in float32 or, for float64 inputs, in float64.
+    """
     with jax.enable_x64(dtype == "float64"):
         narrow = lambda x: jnp.asarray(np.asarray(x), dtype)  # noqa: E731
         wide = lambda x: jnp.asarray(np.asarray(x), "float64" if dtype == "float64" else "float32")  # noqa: E731

@@ -33,5 +33,5 @@ def wrong(q: jax.Array, k: jax.Array, v: jax.Array, g: jax.Array) -> None:
     ls.gla(q, k, v, g, 1.0)  # wrong: scale is by name only
     ls.gla(q, k, v, g, chunk_size=32.0)  # wrong: not a whole number
     ls.gla.step(q, k, v, g, initial_state=None)  # wrong: a step's state is `state`
-    ls.gla(q, k, v, g).shape  # wrong: a call returns a pair
+    print(ls.gla(q, k, v, g).shape)  # wrong: a call returns a pair
     ls.glaa(q, k, v, g)  # wrong: no such recurrence
