@@ -18,3 +18,4 @@ from ._closeness import (
 from ._kernel import check_kernel as check_kernel, kernel_laws as kernel_laws
 from ._layer import check_layer as check_layer, layer_laws as layer_laws
 from ._recurrence import check_recurrence as check_recurrence, recurrence_laws as recurrence_laws
+from ._task import check_task as check_task, task_laws as task_laws

@@ -4,7 +4,6 @@ A layer maps `x [B, T, D]` to `[B, T, D]` by `layer(x, segment_ids=)`, and one p
 `layer.init_cache(batch, max_length)`, `layer.prefill(x, cache, lengths=)` and `layer.step(x_t, cache)`.
 """
 
-import functools
 from collections.abc import Collection
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ from flax import nnx
 from ._closeness import OUTPUTS, assert_close
 from ._report import Law, run
 
-BATCH, LENGTH = 2, 12
+BATCH, LENGTH, PIECE = 2, 12, 5
 F32 = OUTPUTS["float32"]
 
 
@@ -66,8 +65,8 @@ class _Case:
     """One layer, its inputs, and each of its uses jitted once."""
 
     def __init__(self, layer: MixingLayer, d_model: int):
-        graph, self.params = nnx.split(layer)
-        merge = functools.partial(nnx.merge, graph)
+        graph, self.params, rest = nnx.split(layer, nnx.Param, ...)
+        merge = lambda params: nnx.merge(graph, params, rest)  # noqa: E731
         # numpy: cutting out pieces compiles nothing
         self.x = np.asarray(jax.random.normal(jax.random.key(1), (BATCH, LENGTH, d_model)))
         self.layer = layer
@@ -107,15 +106,18 @@ class _Case:
                 assert_close(packed[row, start:end], alone[row, : end - start], F32, what)
 
     def pieces(self) -> None:
-        """Rows of different lengths, and a second piece over what the first left."""
-        lengths, more, y = np.array([2, 5]), np.array([4, 3]), self.whole(self.x)
+        """Rows of different lengths, a second piece over what the first left, of no tokens for one row, and a step."""
+        lengths, more, y = np.array([2, 5]), np.array([4, 0]), self.whole(self.x)
         cache = self.empty()
-        first, cache = self.prefill(self.x[:, :5], cache, lengths)
-        following = np.stack([self.x[0, 2:6], self.x[1, 5:9]])
+        first, cache = self.prefill(self.x[:, :PIECE], cache, lengths)
+        following = np.stack([self.x[b, n : n + PIECE] for b, n in enumerate(lengths)])
         second, cache = self.prefill(following, cache, more)
-        for b, (n, m) in enumerate(zip(lengths, more, strict=True)):
+        rows = np.arange(BATCH)
+        after, _ = self.step(self.x[rows, lengths + more], cache)
+        for b, n in enumerate(lengths):
             assert_close(first[b, :n], y[b, :n], F32, f"row {b}, the first piece of {n} tokens")
-            assert_close(second[b, :m], y[b, n : n + m], F32, f"row {b}, the second piece of {m} tokens")
+        assert_close(second[0, :4], y[0, 2:6], F32, "row 0, the second piece of 4 tokens")
+        assert_close(after, y[rows, lengths + more], F32, "the token after both pieces")
 
     def steps(self) -> None:
         """From an empty cache, token by token."""
@@ -126,9 +128,9 @@ class _Case:
 
     def padded(self) -> None:
         """What stands in the padding on the right changes neither the real tokens nor what follows them."""
-        lengths, y = np.array([2, 5]), self.whole(self.x)
-        real = (np.arange(8) < lengths[:, None])[:, :, None]
-        got, cache = self.prefill(np.where(real, self.x[:, :8], np.float32(9)), self.empty(), lengths)
+        lengths, y = np.array([2, 4]), self.whole(self.x)
+        real = (np.arange(PIECE) < lengths[:, None])[:, :, None]
+        got, cache = self.prefill(np.where(real, self.x[:, :PIECE], np.float32(9)), self.empty(), lengths)
         rows = np.arange(BATCH)
         following, _ = self.step(self.x[rows, lengths], cache)
         for b, n in enumerate(lengths):
@@ -138,9 +140,9 @@ class _Case:
     def cache_form(self) -> None:
         """A cache goes out as it came in, so that no step is compiled a second time."""
         cache = self.empty()
-        _, filled = self.prefill(self.x[:, :4], cache)
+        _, filled = jax.eval_shape(self._prefill, self.params, self.x[:, :PIECE], cache, None)
         chex.assert_trees_all_equal_shapes_and_dtypes(cache, filled)
-        _, stepped = self.step(self.x[:, 4], filled)
+        _, stepped = jax.eval_shape(self._step, self.params, self.x[:, 0], cache)
         chex.assert_trees_all_equal_shapes_and_dtypes(cache, stepped)
 
     def gradients(self) -> None:
