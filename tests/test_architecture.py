@@ -28,8 +28,8 @@ ROOMS = {
 }
 # The modules of core, each of which imports from those before it.
 CORE = (
-    *("typing", "monoid", "recurrence", "arguments", "checks", "layout", "target", "chunked", "forms", "lowering"),
-    *("dispatch", "operator"),
+    *("typing", "monoid", "recurrence", "arguments", "checks", "fields", "layout", "target"),
+    *("chunked", "forms", "lowering", "dispatch", "operator"),
 )
 # Who may import pallas_kernels.
 KERNEL_IMPORTERS = {"lineax_seq.core.target", "lineax_seq.core.dispatch"}
@@ -49,7 +49,7 @@ JAX_NAMES_REFUSED = {
     "lineax_seq.parallel": set(),
     "pallas_kernels": (COLLECTIVES | MESHES) - {"axis_index", "Mesh"},  # there they mean a kernel's grid
     # kernels are opaque to XLA: this module splits them over batch and heads
-    "pallas_kernels.tpu._partition": (COLLECTIVES | MESHES) - {"shard_map", "PartitionSpec"},
+    "pallas_kernels._shared.partition": (COLLECTIVES | MESHES) - {"shard_map", "PartitionSpec"},
     "experiments": COLLECTIVES,
     "notebooks": COLLECTIVES,
 }
