@@ -28,8 +28,8 @@ ROOMS = {
 }
 # The modules of core, each of which imports from those before it.
 CORE = (
-    *("typing", "monoid", "recurrence", "arguments", "checks", "fields", "layout", "target"),
-    *("chunked", "forms", "lowering", "dispatch", "operator"),
+    *("typing", "monoid", "recurrence", "arguments", "checks", "fields", "layout"),
+    *("target", "quarantine", "chunked", "forms", "lowering", "dispatch", "operator"),
 )
 # Who may import pallas_kernels.
 KERNEL_IMPORTERS = {"lineax_seq.core.target", "lineax_seq.core.dispatch"}

@@ -73,7 +73,7 @@ def recurrence_laws(operator: Operator, **sizes: int) -> dict[str, Law]:
     return laws
 
 
-def _tokens(operator: Operator, case: Case, part: slice | int) -> dict[str, jax.Array]:
+def _tokens(operator: Operator, case: Case, part: slice) -> dict[str, jax.Array]:
     """The arguments of a part of the tokens, in float32."""
     return {name: _narrow(x[:, part] if operator.arguments[name].per_token else x) for name, x in case.args.items()}
 
@@ -107,13 +107,28 @@ def _derived(operator, case):
 
 
 def _steps(operator, case):
+    """All tokens one at a time, as a loop in one program; with gradients."""
     case = case()
-    (o, _), _ = reference(operator, case)
-    state, outputs = jax.tree.map(_narrow, case.state), []
-    for t in range(6):
-        o_t, state = operator.step(**_tokens(operator, case, t), state=state)
-        outputs.append(np.asarray(o_t))
-    assert_close({"o": np.stack(outputs, 1)}, {"o": o[:, :6]}, F32, "six steps")
+    per_token = {name for name, argument in operator.arguments.items() if argument.per_token}
+
+    def call(args, state):
+        shared = {name: x for name, x in args.items() if name not in per_token}
+
+        def body(state, token):
+            o, state = operator.step(**token, **shared, state=state)
+            return state, o
+
+        tokens = {name: jnp.moveaxis(x, 1, 0) for name, x in args.items() if name in per_token}
+        final, o = jax.lax.scan(body, state, tokens)
+        return jnp.moveaxis(o, 0, 1), final
+
+    @jax.jit
+    def run(args, state, d_out):
+        out, pull = jax.vjp(call, args, state)
+        return out, pull(d_out)
+
+    got = run(*jax.tree.map(_narrow, (case.args, case.state, case.d_out)))
+    assert_same(got, reference(operator, case), "float32")
 
 
 def _length(operator, case, length):
