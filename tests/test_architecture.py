@@ -29,7 +29,7 @@ ROOMS = {
 # The modules of core, each of which imports from those before it.
 CORE = (
     *("typing", "monoid", "recurrence", "arguments", "checks", "fields", "layout"),
-    *("target", "quarantine", "chunked", "forms", "lowering", "dispatch", "operator"),
+    *("target", "quarantine", "chunked", "forms", "dispatch", "lowering", "operator"),
 )
 # Who may import pallas_kernels.
 KERNEL_IMPORTERS = {"lineax_seq.core.target", "lineax_seq.core.dispatch"}
