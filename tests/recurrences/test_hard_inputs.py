@@ -70,5 +70,5 @@ def test_rounded_keys_and_beta_two():
 def test_rounded_keys_and_beta_over_their_length():
     """beta = 2 / |k|^2 of the rounded key reflects exactly, and the state stays orthogonal."""
     final, want = reflected(lambda squared: 2 / squared)
-    assert_close(final @ final.T, np.eye(8), OUTPUTS["float32"])
+    assert_close(want @ want.T, np.eye(8), OUTPUTS["float32"], "the reference reflects")
     assert_close(final, want, OUTPUTS["float32"])
