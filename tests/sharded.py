@@ -4,9 +4,9 @@ A process of its own, as the compiler takes its flags when it is loaded: `python
 """
 
 import json
-import re
 import sys
 
+import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,8 +33,7 @@ def four_devices() -> jax.sharding.Mesh:
 def counts(text: str) -> dict[str, int]:
     """Collectives in a program that must have a kernel."""
     assert "tpu_custom_call" in text, "no kernel in the program"
-    kinds = re.findall(r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", text)
-    return {kind: kinds.count(kind) for kind in kinds}
+    return hlo.counts(text)
 
 
 def collectives(name: str, owners: dict[str, str]) -> dict[str, int]:

@@ -14,30 +14,26 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# A room may import the rooms named here and all that these may import. A room of lineax_seq that is not here fails.
+# Each room imports from those before it.
+ORDER = ("core", "recurrences", "parallel", "layers", "models")
+# A room may import itself and the rooms named here. A room of lineax_seq that is not here fails.
 ROOMS = {
-    "typing": (),
-    "monoid": ("typing",),
-    "recurrence": ("monoid",),
-    "arguments": ("typing",),
-    "layout": ("recurrence",),
-    "checks": ("arguments",),
-    "dispatch": ("recurrence", "checks"),
-    "chunked": ("layout",),
-    "forms": ("dispatch", "chunked"),
-    "operator": ("forms", "arguments"),
-    "recurrences": ("operator",),
-    "parallel": ("operator",),
-    "layers": ("recurrences", "parallel"),
-    "models": ("layers",),
-    "linearize": ("models",),
-    "hf": ("models",),
-    "data": ("typing",),
-    "training": ("models", "data", "parallel"),
+    **{room: set(ORDER[:place]) for place, room in enumerate(ORDER)},
+    "data": {"core"},
+    "training": {"core", "parallel"},  # it knows tasks as a protocol, never text
+    "hf": set(ORDER),
+    "tasks": {*ORDER, "data", "training"},
+    "linearize": {*ORDER, "data", "training", "hf", "tasks"},
+    "testing": {"core", "recurrences", "layers"},
 }
-# Inside a function, so that the import happens at the call, a room may also import these.
-LAZY = {"dispatch": ("pallas_kernels",), "forms": ("parallel",), "operator": ("parallel",)}
-# The same for pallas_kernels: its profiler draws.
+# The modules of core, each of which imports from those before it.
+CORE = (
+    *("typing", "monoid", "recurrence", "arguments", "checks", "fields", "layout"),
+    *("target", "quarantine", "chunked", "forms", "dispatch", "lowering", "operator"),
+)
+# Who may import pallas_kernels.
+KERNEL_IMPORTERS = {"lineax_seq.core.target", "lineax_seq.core.dispatch"}
+# What pallas_kernels may import inside a function, besides jax: its profiler draws.
 KERNELS_LAZY = {"matplotlib"}
 
 # What sends data between devices or names a mesh axis; only parallel/ does.
@@ -57,6 +53,9 @@ JAX_NAMES_REFUSED = {
     "experiments": COLLECTIVES,
     "notebooks": COLLECTIVES,
 }
+
+# The only module that asks JAX which machine it runs on.
+MACHINE = "pallas_kernels/_shared/machine.py"
 
 FOLDERS = "home|root|work|tmp|usr|opt|mnt|var|etc|srv|Users|private|scratch"
 ABSOLUTE_PATH = re.compile(rf"(?<![\w.}})\]~/*-])/(?:{FOLDERS})(?=/\w)")
@@ -94,13 +93,10 @@ def imported(node: ast.AST, path: str) -> list[tuple[str, str]]:
     return [(f"{base}.{a.name}", a.asname or a.name) for a in node.names]
 
 
-def below(room: str) -> set[str]:
-    return {room}.union(*(below(other) for other in ROOMS[room]))
-
-
 def import_problem(path: str, target: str, lazy: bool) -> str | None:
     """Why this module may not import this name, or None."""
-    here, there = module_name(path).split("."), target.split(".")
+    module = module_name(path)
+    here, there = module.split("."), target.split(".")
     package, room = here[0], here[1] if len(here) > 1 else ""
     if there[0] == "experiments":
         return "nothing imports experiments"
@@ -108,9 +104,8 @@ def import_problem(path: str, target: str, lazy: bool) -> str | None:
         may = {"jax", package, *sys.stdlib_module_names} | (KERNELS_LAZY if lazy else set())
         return None if there[0] in may else "pallas_kernels imports only jax"
     if there[0] == "pallas_kernels":
-        if package == "lineax_seq" and not (lazy and there[0] in LAZY.get(room, ())):
-            return "only dispatch imports pallas_kernels, inside a function"
-        return None
+        allowed = package != "lineax_seq" or module in KERNEL_IMPORTERS
+        return None if allowed else f"only {' and '.join(sorted(KERNEL_IMPORTERS))} import pallas_kernels"
     if there[0] != "lineax_seq":
         return None
     if package != "lineax_seq":
@@ -123,9 +118,17 @@ def import_problem(path: str, target: str, lazy: bool) -> str | None:
     target_room = there[1] if len(there) > 1 else ""
     if target_room not in ROOMS:
         return "inside the package, import from a room that has a row in ROOMS"
-    allowed = below(room) | (set(LAZY.get(room, ())) if lazy else set())
-    where = "" if lazy else " at module level"
-    return None if target_room in allowed else f"{room} may not import {target_room}{where}"
+    if target_room != room:
+        return None if target_room in ROOMS[room] else f"{room} may not import {target_room}"
+    return core_problem(here, there) if room == "core" else None
+
+
+def core_problem(here: list[str], there: list[str]) -> str | None:
+    """Why a module of core may not import another one, or None."""
+    module, other = (parts[2] if len(parts) > 2 else "" for parts in (here, there))
+    if unknown := [name for name in (module, other) if name not in CORE]:
+        return f"core's {' and '.join(repr(name) for name in unknown)} has no place in CORE"
+    return None if CORE.index(other) <= CORE.index(module) else f"{other} comes after {module} in CORE"
 
 
 def refused_names(module: str) -> set[str]:
@@ -142,6 +145,20 @@ def catches_everything(node: ast.AST) -> bool:
     if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "suppress":
         return any(ast.unparse(argument) in ("Exception", "BaseException") for argument in node.args)
     return False
+
+
+def asks_the_machine(node: ast.AST, used: list[str]) -> str | None:
+    """What this node does that only the module of the machine may do, or None."""
+    if "jax.default_backend" in used:
+        return "jax.default_backend: the machine is asked once, by pallas_kernels/_shared/machine.py"
+    patched: list[ast.expr] = []
+    if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("object", "setattr", "patch"):
+        patched = node.args[:1]
+    elif isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        patched = [target for target in targets if isinstance(target, ast.Attribute)]
+    words = [ast.unparse(target).strip("'\"") for target in patched]
+    return "patches jax" if any(word == "jax" or word.startswith("jax.") for word in words) else None
 
 
 def problems(path: str, source: str) -> list[str]:
@@ -168,6 +185,8 @@ def problems(path: str, source: str) -> list[str]:
                 used = [dotted]
             else:
                 used = [target for target, _ in imported(node, path)]
+            if path != MACHINE and (what := asks_the_machine(node, used)):
+                found.append((node.lineno, what))
             for dotted in used:
                 parts = dotted.split(".")
                 if parts[-1] == "nan_to_num":
@@ -193,25 +212,39 @@ def sources() -> dict[str, str]:
 
 def test_every_file_keeps_the_rules():
     checked = sources()
-    assert "lineax_seq/typing.py" in checked and "tests/test_architecture.py" in checked
+    assert "lineax_seq/core/typing.py" in checked and "tests/test_architecture.py" in checked
     assert [problem for path, source in checked.items() for problem in problems(path, source)] == []
 
 
 BAD = {
-    "up": ("lineax_seq/monoid.py", "from .forms import chunk", "monoid may not import forms"),
+    "up": ("lineax_seq/core/forms.py", "from ..recurrences import gla", "core may not import recurrences"),
     "up from a package": ("lineax_seq/recurrences/gla.py", "from ..layers import GLA", "may not import layers"),
-    "up as a module": ("lineax_seq/forms.py", "from . import operator", "forms may not import operator"),
     "up, absolute": ("lineax_seq/data/text.py", "import lineax_seq.models.decoder as m", "data may not import models"),
     "up in __init__": ("lineax_seq/layers/__init__.py", "from ..models import Decoder", "may not import models"),
-    "up in a class": ("lineax_seq/forms.py", "class A:\n from .parallel import x", "at module level"),
-    "up in a function": ("lineax_seq/hf/a.py", "def f():\n from ..training import x", "may not import training"),
-    "early where lazy": ("lineax_seq/forms.py", "from .parallel import gather", "at module level"),
+    "up in a class": ("lineax_seq/parallel/a.py", "class A:\n from ..layers import x", "may not import layers"),
+    "up in a function": (
+        "lineax_seq/core/operator.py",
+        "def f():\n from ..parallel import x",
+        "may not import parallel",
+    ),
+    "later in core": ("lineax_seq/core/forms.py", "from . import operator", "operator comes after forms"),
+    "later in core, a name": ("lineax_seq/core/monoid.py", "from .forms import chunk", "forms comes after monoid"),
+    "new in core": ("lineax_seq/core/utils.py", "from .typing import State", "'utils' has no place in CORE"),
+    "training knows no models": (
+        "lineax_seq/training/loop.py",
+        "from ..models import Decoder",
+        "may not import models",
+    ),
+    "training knows no recurrence": ("lineax_seq/training/a.py", "from ..recurrences import gla", "may not import rec"),
+    "training knows no data": ("lineax_seq/training/loop.py", "from ..data import Text", "may not import data"),
+    "weights train nothing": ("lineax_seq/hf/a.py", "def f():\n from ..training import x", "may not import training"),
+    "kit of shards": ("lineax_seq/testing/a.py", "from ..parallel import cost", "testing may not import parallel"),
     "own package": ("lineax_seq/models/lm.py", "import lineax_seq as ls", "import from a room"),
     "name of the package": ("lineax_seq/models/lm.py", "from .. import gla", "import from a room"),
-    "new room": ("lineax_seq/utils.py", "from .typing import State", "no row in ROOMS"),
-    "kernel elsewhere": ("lineax_seq/forms.py", "def f():\n import pallas_kernels.tpu", "only dispatch imports"),
-    "kernels early": ("lineax_seq/dispatch.py", "from pallas_kernels import gpu", "only dispatch imports"),
-    "kernel to library": ("pallas_kernels/tpu/gla.py", "from lineax_seq.typing import State", "imports only jax"),
+    "new room": ("lineax_seq/utils.py", "from .core.typing import State", "no row in ROOMS"),
+    "kernel elsewhere": ("lineax_seq/core/forms.py", "def f():\n import pallas_kernels.tpu", "import pallas_kernels"),
+    "kernel in a layer": ("lineax_seq/layers/a.py", "from pallas_kernels import gpu", "import pallas_kernels"),
+    "kernel to library": ("pallas_kernels/tpu/gla.py", "from lineax_seq.core.typing import State", "only jax"),
     "picture early": ("pallas_kernels/profile.py", "import matplotlib.figure", "imports only jax"),
     "kernel to numpy": ("pallas_kernels/tpu/gla.py", "import numpy as np", "imports only jax"),
     "experiments": ("lineax_seq/training/loop.py", "def f():\n from experiments import x", "imports experiments"),
@@ -229,7 +262,13 @@ BAD = {
     "in a tuple": ("experiments/a.py", "try:\n f()\nexcept (OSError, Exception):\n pass", "every exception"),
     "swallowed": ("lineax_seq/data/a.py", "try:\n f()\nexcept BaseException:\n g()", "every exception"),
     "suppress": ("lineax_seq/data/a.py", "with contextlib.suppress(Exception): f()", "every exception"),
-    "nan_to_num": ("lineax_seq/forms.py", "import jax.numpy as jnp\njnp.nan_to_num(x)", "nan_to_num"),
+    "nan_to_num": ("lineax_seq/core/forms.py", "import jax.numpy as jnp\njnp.nan_to_num(x)", "nan_to_num"),
+    "platform": ("lineax_seq/core/forms.py", "import jax\nx = jax.default_backend() == 'cpu'", "asked once"),
+    "platform, by name": ("pallas_kernels/a.py", "from jax import default_backend as platform", "asked once"),
+    "patch": ("pallas_kernels/a.py", "import jax\nmock.patch.object(jax, 'devices', f)", "patches jax"),
+    "patch, by name": ("experiments/a.py", "with mock.patch('jax.devices', f): g()", "patches jax"),
+    "patch, assigned": ("lineax_seq/layers/a.py", "import jax\njax.numpy.exp = f", "patches jax"),
+    "patch, setattr": ("lineax_seq/layers/a.py", "import jax\nsetattr(jax.lax, 'scan', f)", "patches jax"),
     "path": ("lineax_seq/data/a.py", "x = '/" + "home/me/data'", "absolute path"),
     "path in a docstring": ("tests/test_a.py", '"""See ' + "/" + 'tmp/runs."""', "absolute path"),
     "path in a comment": ("experiments/a.py", "# run it in " + "/" + "work/main", "absolute path"),
@@ -242,15 +281,30 @@ def test_a_breach_is_found(path, source, expected):
 
 
 GOOD = {
-    "down": ("lineax_seq/training/loop.py", "from ..models import Decoder\nfrom ..typing import State"),
-    "own room": ("lineax_seq/recurrences/gla.py", "from . import _scalar\nfrom ._decay import x\nfrom .. import forms"),
+    "down": ("lineax_seq/tasks/text.py", "from ..models import Decoder\nfrom ..core.typing import State"),
+    "loop": (
+        "lineax_seq/training/loop.py",
+        "from ..core import checks\nfrom ..parallel import mesh\nfrom . import _step",
+    ),
+    "weights": ("lineax_seq/hf/rules.py", "from ..models import spec\nfrom ..layers import Gla"),
+    "linearize": ("lineax_seq/linearize/a.py", "from ..hf import load\nfrom ..tasks import distillation"),
+    "kit": ("lineax_seq/testing/a.py", "from ..core.operator import Operator\nfrom ..layers import LAYERS"),
+    "core": ("lineax_seq/core/operator.py", "from . import checks, forms as f\nfrom .typing import State"),
+    "own room": (
+        "lineax_seq/recurrences/gla.py",
+        "from . import _scalar\nfrom ._decay import x\nfrom ..core import forms",
+    ),
     "package": ("lineax_seq/__init__.py", "from .recurrences import gla as gla\nfrom . import parallel as parallel"),
-    "lazy kernels": ("lineax_seq/dispatch.py", "def f():\n from pallas_kernels import tpu"),
-    "lazy collective": ("lineax_seq/forms.py", "def f():\n from .parallel import gather"),
-    "types only": ("lineax_seq/monoid.py", "import typing\nif typing.TYPE_CHECKING:\n from .forms import x"),
+    "kernels": ("lineax_seq/core/dispatch.py", "from pallas_kernels import tpu\ndef f():\n import pallas_kernels"),
+    "types only": ("lineax_seq/core/monoid.py", "import typing\nif typing.TYPE_CHECKING:\n from .forms import x"),
+    "machine": (MACHINE, "import jax\nplatform = jax.default_backend()"),
+    "own attribute": (
+        "lineax_seq/layers/a.py",
+        "import jax\nself.jax = jax.lax.scan\nobject.__setattr__(self, 'a', 1)",
+    ),
     "kernel": ("pallas_kernels/gpu/a.py", "import functools\nimport jax\nfrom . import b\njax.lax.axis_index('wg')"),
     "picture": ("pallas_kernels/profile.py", "def draw():\n import matplotlib.figure"),
-    "parallel": ("lineax_seq/parallel/a.py", "import jax\nfrom ..monoid import DENSE\njax.lax.all_gather(1, 'x')"),
+    "parallel": ("lineax_seq/parallel/a.py", "import jax\nfrom ..core.monoid import DENSE\njax.lax.all_gather(1, 'x')"),
     "mesh of a user": ("experiments/a.py", "import jax\nmesh = jax.make_mesh((8,), ('seq',))"),
     "a method's name": ("lineax_seq/layers/a.py", "self.all_gather(x)\nparallel.psum(x)"),
     "clean up": ("lineax_seq/data/a.py", "try:\n f()\nexcept BaseException:\n g()\n raise"),

@@ -1,4 +1,4 @@
-"""The dimension legend and array aliases: the only place where letters are defined.
+"""The dimension legend: the only place where letters are defined; and what the mathematics of one head is made of.
 
 ======  ==========================================================================
 letter  meaning
@@ -16,20 +16,14 @@ D       channels of a vector recurrence, or the width of a model
 L       levels of log-linear attention
 P       devices on the sequence axis
 ======  ==========================================================================
+
+Shapes are written in these letters: `"B T H K"` in a recurrence's arguments, in the signatures that
+`recurrences/__init__.pyi` shows, and in docstrings.
 """
 
 from typing import Any
 
-from jaxtyping import Array, Bool, Float, Int
-
-Queries = Float[Array, "B T H K"]
-Keys = Float[Array, "B T H K"]
-Values = Float[Array, "B T HV V"]
-HeadGates = Float[Array, "B T HV"]
-ChannelGates = Float[Array, "B T HV K"]
-SegmentIds = Int[Array, "B T"]
-Resets = Bool[Array, "B T"]
-MatrixState = Float[Array, "B HV K V"]
+from jax import Array
 
 # One head's token (or chunk) of inputs by name, its summary, its state: pytrees of arrays.
 Inputs = dict[str, Array]

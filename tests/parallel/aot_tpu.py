@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 import lineax_seq as ls
 from lineax_seq.core import chunked
+from tests import hlo
 
 SHARD = 1024
 chunked.CPU_BLOCK_TOKENS = 1 << 40  # the platform that traces is a CPU; the one that runs takes all chunks at once
@@ -63,10 +64,10 @@ def facts(text: str) -> dict:
         i for i, line in enumerate(lines) if re.search(r"%(async-collective-start|all-gather-start)[\w.]* =", line)
     ]
     ends = [i for i, line in enumerate(lines) if re.search(r"%(async-collective-done|all-gather-done)[\w.]* =", line)]
-    channels = lambda kind: set(re.findall(rf"{kind}(?:-start)?\(.*?channel_id=(\d+)", text))  # noqa: E731
+    counts = hlo.counts(text)
     return {
-        "all_gathers": len(channels("all-gather")),
-        "others": sum(len(channels(kind)) for kind in ("collective-permute", "all-to-all", "reduce-scatter")),
+        "all_gathers": counts.get("all-gather", 0),
+        "others": sum(counts.get(kind, 0) for kind in ("collective-permute", "all-to-all", "reduce-scatter")),
         "products_during": [sum(i < p < j for p in products) for i, j in zip(starts, ends, strict=True)],
     }
 

@@ -12,6 +12,9 @@ from jax.sharding import AxisType, PartitionSpec as P
 from tolerances import GRADIENTS, OUTPUTS, assert_close
 
 import lineax_seq as ls
+from lineax_seq.core import forms
+from lineax_seq.core.monoid import Affine
+from lineax_seq.core.operator import prepared
 from lineax_seq.parallel import cost, prefix, sequence_parallel
 from lineax_seq.parallel.summary import mapped, over, shard_summary, zero_state
 
@@ -85,12 +88,14 @@ def test_slow_decays_of_one_document(name):
 
 @pytest.mark.slow
 @every_recurrence
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    ("devices", "strategy"), [(1, STRATEGIES[0]), *((n, strategy) for n in (2, 4, 8) for strategy in STRATEGIES)]
+)
 @pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
-@pytest.mark.parametrize("slow", [False, True], ids=["decays", "slow decays"])
-def test_everything(operator, strategy, devices, packed, slow):
-    check(operator, sequence_parallel(operator, mesh_of(seq=devices), strategy=strategy), packed, slow)
+def test_everything(operator, devices, strategy, packed):
+    """With slow decays, where the order of the shards shows most; one device has nobody to ask, by any strategy."""
+    call = sequence_parallel(operator, mesh_of(seq=devices), strategy=strategy)
+    check(operator, call, packed, slow=True)
 
 
 def test_the_slow_case_tells_the_order_of_shards():
@@ -104,7 +109,7 @@ def test_the_slow_case_tells_the_order_of_shards():
     wrong = sequence_parallel(_with_monoid(operator, swapped), mesh_of(seq=4), strategy="tree")
     assert_close(evaluate(call, case, False)[0][0], o, OUTPUTS["float64"])
     with pytest.raises(AssertionError):
-        assert_close(evaluate(wrong, case, False)[0][0], o, 1e-3)
+        assert_close(evaluate(wrong, case, False)[0][0], o, OUTPUTS["float32"])
 
 
 def _with_monoid(operator, monoid):
@@ -238,16 +243,16 @@ def test_prefix(strategy, options, devices, reverse, x64):
 
     def shard(transition, offset, state):
         axis = prefix.Axis("seq", reverse)
-        summary = ls.monoid.Affine(transition[0], offset[0])
+        summary = Affine(transition[0], offset[0])
         entering, final = prefix.STRATEGIES[strategy](monoid, summary, state, axis, 2, **options)
         return entering[None], final
 
     f = jax.shard_map(shard, mesh=mesh_of(seq=devices), in_specs=(P("seq"), P("seq"), P()), out_specs=(P("seq"), P()))
     entering, final = jax.jit(f)(transitions, offsets, state)
     for p in reversed(range(devices)) if reverse else range(devices):
-        assert_close(entering[p], state, 1e-13, f"device {p}")
+        assert_close(entering[p], state, OUTPUTS["float64"], f"device {p}")
         state = transitions[p] @ state + offsets[p]
-    assert_close(final, state, 1e-13, "final")
+    assert_close(final, state, OUTPUTS["float64"], "final")
 
 
 @pytest.mark.parametrize(
@@ -271,11 +276,11 @@ def test_a_shard_s_summary_is_its_tokens(operator, x64):
     case, record = Case(operator, T=12).packed(3, 7), operator.recurrence
     reset = jnp.pad(case.segment_ids[:, 1:] != case.segment_ids[:, :-1], ((0, 0), (1, 0)))
     lead = 2 if record.has_heads else 1
-    run = functools.partial(ls.forms.chunk, record, None, 4)
+    run = functools.partial(forms.chunk, record, None, 4)
 
     @functools.partial(jax.jit, static_argnums=(0,))
     def summarise(record, reset):
-        fields, reset, _ = ls.operator.prepared(operator, case.args, reset, None)
+        fields, reset, _ = prepared(operator, case.args, reset, None)
         return shard_summary(record, run, fields, reset, zero_state(record, fields), lead)
 
     slow = dataclasses.replace(record, monoid=record.monoid._replace(total=None, probe=None))

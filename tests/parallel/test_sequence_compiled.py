@@ -4,15 +4,14 @@ import functools
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
+from hlo import collectives
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from tolerances import GRADIENTS, OUTPUTS, assert_close
 
@@ -20,7 +19,6 @@ import lineax_seq as ls
 from lineax_seq.core import chunked
 
 SIZES = dict(B=1, H=2, HV=2, K=16, V=16, D=32, N=4, L=14)
-COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|collective-permute|reduce-scatter|all-to-all)(?:-start)?\(")
 # Forward and backward alike; parameters would add the sum of their gradients.
 NAMES = ("simple_gla", "gated_delta_rule", "mlstm", "rwkv7")
 SIBLINGS = ("hgrn2", "rwkv6")  # they prepare their chunks as gla does
@@ -43,16 +41,6 @@ def compiled(operator, devices: int, shard_length: int, gradient: bool, strategy
     outputs = lambda args, ids: call(**args, segment_ids=ids)[0]  # noqa: E731
     loss = lambda args, ids: (outputs(args, ids) ** 2).sum()  # noqa: E731
     return jax.jit(jax.grad(loss) if gradient else outputs).lower(args, ids).compile()
-
-
-def collectives(text: str) -> list[tuple[str, int]]:
-    """(kind, bytes of its result on a device), in the program's order."""
-    found = []
-    for shape, kind in COLLECTIVE.findall(text):
-        dtype, dims = re.search(r"(f32|f64|bf16|s32|pred)\[([\d,]*)\]", shape).groups()
-        size = {"f32": 4, "f64": 8, "bf16": 2, "s32": 4, "pred": 1}[dtype]
-        found.append((kind, size * int(np.prod([int(d) for d in dims.split(",") if d]))))
-    return found
 
 
 @pytest.mark.parametrize("operator", [ls.RECURRENCES[name] for name in NAMES], ids=NAMES)

@@ -5,6 +5,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 import pytest
+from tolerances import OUTPUTS, assert_close
 
 import lineax_seq as ls
 
@@ -120,10 +121,10 @@ def test_bidirectional_linear_attention(packed, x64):
     same = jnp.ones((21, 21), bool) if segments is None else segments[0][:, None] == segments[0][None]
     enters = jnp.ones(21) if segments is None else segments[0] == 0
     want = jnp.einsum("ihk,jhk,ij,jhv->ihv", q, k, same, v) + jnp.einsum("ihk,hkv,i->ihv", q, state[0], enters)
-    assert jnp.allclose(o[0], want, atol=1e-12)
+    assert_close(o[0], want, OUTPUTS["float64"])
     last = jnp.ones(21) if segments is None else segments[0] == 1
     kv = jnp.einsum("jhk,jhv,j->hkv", k, v, last) + (0 if packed else state[0])
-    assert jnp.allclose(final[0], kv, atol=1e-12)
+    assert_close(final[0], kv, OUTPUTS["float64"])
 
 
 def test_examples_want_every_size():
