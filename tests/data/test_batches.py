@@ -203,15 +203,15 @@ def test_evaluation_is_a_sequence():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"batch_size": 0}, "batch_size=0, wanted an integer of at least 1"),
+        ({"batch_size": 0}, "batch_size=0, wants an integer of at least 1"),
         ({"batch_size": 2.0}, "batch_size=2.0"),
         ({"seed": -1}, "seed=-1"),
         ({"num_epochs": 0}, "num_epochs=0"),
         ({"num_threads": -1}, "num_threads=-1"),
-        ({"num_threads": 4, "prefetch": 2}, "prefetch=2, wanted an integer of at least 4"),
+        ({"num_threads": 4, "prefetch": 2}, "prefetch=2, wants an integer of at least 4"),
         ({"process_index": 2, "process_count": 2}, "process_index=2 of process_count=2"),
         ({"process_count": 0}, "process_count=0"),
-        ({"batch_size": 100, "num_epochs": 1}, "do not fill one batch of 100 on 1 process"),
+        ({"batch_size": 100, "num_epochs": 1}, "wants at least 100 for one batch of 100 on 1 process"),
     ],
 )
 def test_bad_options_are_refused(options, message):

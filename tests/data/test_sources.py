@@ -140,8 +140,8 @@ def test_bad_options_are_refused():
     with pytest.raises(ValueError, match="8 tokens are too few for one window of length=8 .*shorter length"):
         WindowSource(tokens, 8)
     for source in SOURCES.values():
-        for length in (0, -1, 2.0, "8"):
-            with pytest.raises(ValueError, match=f"got length={length!r}, wanted an integer of at least 1"):
+        for length in (0, -1, 2.0, "8", True):
+            with pytest.raises(ValueError, match=f"length={length!r}, wants an integer of at least 1"):
                 source(tokens, length)
         for index in (-1, 10_000):
             with pytest.raises(IndexError):
