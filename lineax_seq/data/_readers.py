@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ._faults import Faults
+from ._faults import Faults, shortened
 from ._listing import File
 
 _LONGEST_LINE = 2**30  # bytes of a .jsonl file
@@ -47,7 +47,7 @@ def refuse(file: File, error: OSError, faults: Faults) -> None:
     """A file that cannot be opened or read."""
     reason = error.strerror or str(error)
     if isinstance(error, FileNotFoundError):
-        reason = "it is a link to nothing" if file.path.is_symlink() else "it is no longer there"
+        reason = "it is a link to nothing" if os.path.islink(file.path) else "it is no longer there"
     faults(f"{file.name!r} cannot be read ({reason})", "mend or remove it")
 
 
@@ -101,7 +101,7 @@ def _read_jsonl(stream: BinaryIO, file: File, text_key: str, faults: Faults) -> 
             faults(f"{where} is not JSON ({reason})", "write one JSON object a line")
             continue
         if not isinstance(row, dict) or not isinstance(row.get(text_key), str):
-            got = f"the keys {_shortened(sorted(row))}" if isinstance(row, dict) else f"a {type(row).__name__}"
+            got = f"the keys {shortened(sorted(row))}" if isinstance(row, dict) else f"a {type(row).__name__}"
             faults(
                 f"{where} holds {got}, wants an object with a string under {text_key!r}", "name the key with text_key="
             )
@@ -127,7 +127,7 @@ def _read_parquet(stream: BinaryIO, file: File, text_key: str, faults: Faults) -
             columns = table.schema_arrow.names
             if text_key not in columns:
                 faults(
-                    f"{file.name!r} has the columns {_shortened(columns)}, wants {text_key!r}",
+                    f"{file.name!r} has the columns {shortened(columns)}, wants {text_key!r}",
                     "name the column with text_key=",
                 )
                 return
@@ -143,10 +143,5 @@ def _read_parquet(stream: BinaryIO, file: File, text_key: str, faults: Faults) -
                         yield Document(f"{file.name}:{row}", text, file.year)
                     row += 1
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = _shortened(" ".join(str(error).split()))
+        reason = shortened(" ".join(str(error).split()))
         faults(f"{file.name!r} is no whole parquet file: from row {row} on, {reason}", "write it again")
-
-
-def _shortened(what: object, length: int = 200) -> str:
-    text = str(what)
-    return text if len(text) <= length else text[:length] + " ..."

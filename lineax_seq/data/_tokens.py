@@ -135,7 +135,7 @@ def write_tokens(
       ValueError: `directory` exists or cannot be written, or there are no documents. Nothing is left on disk then.
     """
     directory = Path(directory)
-    if directory.exists():
+    if os.path.exists(directory):
         _refuse_existing(directory)
     with new_directory(directory, _refuse_existing) as temporary:
         write_labelled(((0, document) for document in documents), tokenizer, [temporary], progress=progress)

@@ -61,6 +61,9 @@ def test_a_pattern_is_obeyed_or_refused(folder):
     for source in (5, b"x", None):
         with pytest.raises(ValueError, match=f"source={source!r}, wants a path"):
             read_documents(source)
+    for source in ("the text itself\n" * 999, "a\0b"):
+        with pytest.raises(ValueError, match="there is no file or folder"):
+            read_documents(source)
 
 
 def test_the_fingerprint_is_that_of_the_files_picked(folder):
