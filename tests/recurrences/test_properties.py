@@ -69,13 +69,22 @@ class Example:
         return case.rounded(self.dtype)
 
 
+def _compare(got, want, dtype: str) -> None:
+    """Outputs and gradients within the tolerances; below the normal numbers of float32 there is nothing to compare."""
+    if dtype != "float64":
+        smallest = np.finfo(np.float32).tiny
+        got, want = jax.tree.map(
+            lambda x: np.where(np.abs(y := np.asarray(x, np.float64)) < smallest, 0, y), (got, want)
+        )
+    assert_close(got[0], want[0], OUTPUTS[dtype], "outputs")
+    assert_close(got[1], want[1], GRADIENTS[dtype], "gradients")
+
+
 def check_chunk(example: Example) -> None:
     """Chunk form against the float64 token scan: outputs, final state and every gradient."""
     operator, case = ls.RECURRENCES[example.operator], example.case()
-    out, grads = reference(operator, case)
-    got, got_grads = evaluate(operator, "chunk", case, example.dtype, chunk_size=example.chunk_size)
-    assert_close(got, out, OUTPUTS[example.dtype], "outputs")
-    assert_close(got_grads, grads, GRADIENTS[example.dtype], "gradients")
+    got = evaluate(operator, "chunk", case, example.dtype, chunk_size=example.chunk_size)
+    _compare(got, reference(operator, case), example.dtype)
 
 
 @functools.cache
@@ -115,10 +124,7 @@ def check_transformed(example: Example, cut: int = CHUNK + 3) -> None:
     values = [(case.args, case.state, case.segment_ids, case.d_out) for case in cases]
     got = _transformed(operator, example.chunk_size, cut)(*jax.tree.map(_stacked, *values))
     for i, case in enumerate(cases):
-        out, grads = reference(operator, case)
-        got_out, got_grads = jax.tree.map(lambda x, i=i: np.asarray(x)[i], got)
-        assert_close(got_out, out, OUTPUTS["float32"], f"outputs of {i}")
-        assert_close(got_grads, grads, GRADIENTS["float32"], f"gradients of {i}")
+        _compare(jax.tree.map(lambda x, i=i: np.asarray(x)[i], got), reference(operator, case), "float32")
 
 
 # ---- the search
@@ -189,6 +195,7 @@ UNSHARED = {"HV": SIZES["H"]}
 
 FOUND = [
     Example("gla", closed=-1e30, share=0.1, documents=(1, 36)),
+    Example("simple_gla", decays=0.0, closed=-100.0, share=1.0),  # gradients too small for float32
     Example("mlstm", closed=-1e30, share=0.5, zero_state=True),
     Example("rwkv7", dtype="bfloat16", decays=1e4, share=0.1, documents=(5, 16, 31)),
 ]
