@@ -1,7 +1,9 @@
 """What a caller got wrong, said before anything is traced: function, what was got, what was wanted, what to do."""
 
 import difflib
+import operator
 from collections.abc import Iterable, Mapping, Sequence
+from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def one_of(caller: str, what: str, name: str, known: Sequence[str]) -> None:
     if name not in known:
         raise ValueError(f"{caller}: {what}={name!r}{nearest(name, known)}, wants one of {tuple(known)}.")
+
+
+def integer(caller: str, what: str, value: SupportsIndex, least: int) -> int:
+    """`value` as an int, if it is an integer of any kind (NumPy's too, but no bool) of at least `least`."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        raise ValueError(f"{caller}: {what}={value!r}, wants an integer of at least {least}.")
+    return number
 
 
 def bind(caller: str, arguments: Mapping[str, Argument], args: tuple, kwargs: dict, options: dict) -> tuple[dict, dict]:

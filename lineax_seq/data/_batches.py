@@ -6,7 +6,7 @@ from typing import Protocol, overload
 import grain
 import numpy as np
 
-from ._common import check_integer
+from ..core.checks import integer
 from ._sources import Row, empty_row
 from ._tokens import Tokens
 
@@ -48,26 +48,26 @@ def train_iterator(
     Raises:
       ValueError: an option out of range, or too few rows for one batch on every process.
     """
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("num_threads", num_threads, 0),
-        ("prefetch", prefetch, max(1, num_threads)),
-        ("num_epochs", 1 if num_epochs is None else num_epochs, 1),
-        ("seed", seed, 0),
-    ):
-        check_integer("train_iterator", name, value, least)
-    _check_process("train_iterator", process_index, process_count)
+    caller = "train_iterator"
+    batch_size = integer(caller, "batch_size", batch_size, 1)
+    seed = integer(caller, "seed", seed, 0)
+    num_threads = integer(caller, "num_threads", num_threads, 0)
+    prefetch = integer(caller, "prefetch", prefetch, max(1, num_threads))
+    num_epochs = None if num_epochs is None else integer(caller, "num_epochs", num_epochs, 1)
+    process_index, process_count = _process(caller, process_index, process_count)
     rows = grain.MapDataset.source(source)
     if shuffle:
         # Grain shuffles epoch e by seed + e: neighbouring seeds would share all epochs but one. Spread them first.
         rows = rows.shuffle(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
     rows = rows.repeat(num_epochs)
     if num_epochs is not None:
-        whole = len(rows) - len(rows) % (batch_size * process_count)
+        step = batch_size * process_count
+        whole = len(rows) - len(rows) % step
         if not whole:
             raise ValueError(
-                f"train_iterator: {len(rows)} rows in {num_epochs} epoch(s) do not fill one batch of {batch_size} on "
-                f"{process_count} process(es); give more text, shorter rows, a smaller batch_size or more epochs"
+                f"train_iterator: {len(rows)} rows in {num_epochs} epoch(s), wants at least {step} for one "
+                f"batch of {batch_size} on {process_count} process(es); "
+                "give more text, shorter rows, a smaller batch_size or more epochs."
             )
         rows = rows[:whole]
     rows = rows[process_index::process_count]
@@ -95,8 +95,8 @@ def eval_batches(
     Raises:
       ValueError: an option out of range.
     """
-    check_integer("eval_batches", "batch_size", batch_size, 1)
-    _check_process("eval_batches", process_index, process_count)
+    batch_size = integer("eval_batches", "batch_size", batch_size, 1)
+    process_index, process_count = _process("eval_batches", process_index, process_count)
     return _EvalBatches(source, batch_size, process_index, process_count, columns)
 
 
@@ -132,10 +132,9 @@ class _EvalBatches(Sequence[Row]):
         return {key: np.stack([row[key] for row in rows]) for key in padding}
 
 
-def _check_process(function: str, index: int, count: int) -> None:
-    check_integer(function, "process_count", count, 1)
-    check_integer(function, "process_index", index, 0)
+def _process(caller: str, index: int, count: int) -> tuple[int, int]:
+    count = integer(caller, "process_count", count, 1)
+    index = integer(caller, "process_index", index, 0)
     if index >= count:
-        raise ValueError(
-            f"{function}: got process_index={index} of process_count={count}, wanted 0 <= process_index < process_count"
-        )
+        raise ValueError(f"{caller}: process_index={index} of process_count={count}, wants an index below the count.")
+    return index, count

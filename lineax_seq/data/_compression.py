@@ -16,7 +16,7 @@ def compression_bits_per_byte(texts: Iterable[str]) -> dict[str, float]:
     """
     data = "".join(texts).encode()
     if not data:
-        raise ValueError("compression_bits_per_byte: got no text; give at least one text that is not empty")
+        raise ValueError("compression_bits_per_byte: got no text, wants at least one that is not empty; give more.")
     compressed = {
         "gzip -9": gzip.compress(data, compresslevel=9, mtime=0),
         "bzip2 -9": bz2.compress(data, compresslevel=9),

@@ -1,40 +1,51 @@
 """From a source to training and held-out tokens on disk in one call, done once and reused."""
 
-import errno
-import json
 import os
-import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ._documents import Document, Source, read_documents, source_fingerprint
+from ..core.checks import integer, nearest
+from ._bpe import BPETokenizer, load_tokenizer
+from ._directory import damage, files_of, new_directory, read_seal, seal, writing
+from ._documents import documents_of, fingerprint_of
+from ._faults import Faults, PassedOver, Unreadable
+from ._listing import Source, check_pattern, list_files
+from ._readers import Document
 from ._split import HELDOUT_EVERY, HELDOUT_FROM_YEAR, label_heldout
-from ._tokenizers import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer
-from ._tokens import Tokens, new_directory, open_tokens, write_labelled
+from ._tokenizers import ByteTokenizer, Tokenizer
+from ._tokens import FILES, Tokens, open_tokens, write_labelled
+
+_SEAL = "corpus.json"
+_FILES = {_SEAL, "tokenizer.json", *(f"{part}/{name}" for part in ("train", "heldout") for name in FILES)}
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """A tokenised corpus, the tokenizer that made it, and the recipe it was made by."""
+    """A tokenised corpus, the tokenizer that made it, the recipe it was made by, and what of the source was
+    passed over because it could not be read."""
 
     tokenizer: Tokenizer
     train: Tokens
     heldout: Tokens
     recipe: dict[str, Any]
+    passed_over: PassedOver = PassedOver()
 
 
 def prepare_corpus(
     source: Source,
     directory: str | os.PathLike[str],
     *,
+    files: str | None = None,
     tokenizer: str | os.PathLike[str] | Tokenizer = "bytes",
     vocab_size: int | None = None,
     heldout_source: Source | None = None,
     every: int = HELDOUT_EVERY,
     heldout_from_year: int = HELDOUT_FROM_YEAR,
     text_key: str = "text",
+    unreadable: Unreadable = "refuse",
     overwrite: bool = False,
     progress: bool = True,
 ) -> Corpus:
@@ -42,60 +53,81 @@ def prepare_corpus(
 
     `tokenizer` is `"bytes"`, `"bpe"` (trained on the training documents to exactly `vocab_size` ids), the path of a
     `tokenizer.json`, or a `Tokenizer`. Held out are the documents of `heldout_source`, or without one those that
-    `split_documents(every=, heldout_from_year=)` picks.
+    `split_documents(every=, heldout_from_year=)` picks. `files`, `text_key` and `unreadable` are those of
+    `read_documents`, for both sources.
 
-    The folder is reused if it was made by the same recipe from sources with the same content (the files are hashed).
-    It is written under a temporary name and renamed when complete; several processes may prepare it at once.
+    The folder is reused if it was made by the same recipe from sources with the same content, and is as it was
+    written: the source's files and the folder's are hashed. A damaged one is made anew, with a warning. It is written
+    under a temporary name and renamed when complete; several processes may prepare it at once.
 
     Raises:
-      ValueError: the folder was made from something else (`overwrite=True` makes it anew), or is no corpus folder
-        (never overwritten); bad options; and whatever `read_documents` and the tokenizers refuse.
+      ValueError: the folder was made from something else (`overwrite=True` makes it anew), holds files that are not
+        of a corpus (never overwritten), or cannot be written; the source changes meanwhile; bad options; and whatever
+        `read_documents` and the tokenizers refuse.
     """
     directory = Path(directory)
+    every = integer("prepare_corpus", "every", every, 2)
+    heldout_from_year = integer("prepare_corpus", "heldout_from_year", heldout_from_year, 0)
     if heldout_source is not None and (every, heldout_from_year) != (HELDOUT_EVERY, HELDOUT_FROM_YEAR):
         raise ValueError(
             "prepare_corpus: heldout_source= holds out its own documents, every= and heldout_from_year= pick some of "
-            "the source; give one or the other"
+            "the source; give one or the other."
         )
+    check_pattern("prepare_corpus", files, source, heldout_source)
     make_tokenizer, tokenizer_name = _tokenizer_maker(tokenizer, vocab_size, progress)
-    recipe = {
-        "source": source_fingerprint(source, text_key=text_key),
-        "heldout_source": None if heldout_source is None else source_fingerprint(heldout_source, text_key=text_key),
-        "every": every,
-        "heldout_from_year": heldout_from_year,
-        "tokenizer": tokenizer_name,
-    }
-    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        differences = _differences(directory, recipe)
-        if not differences:
-            return _open(directory, recipe)
-        if not overwrite:
-            raise ValueError(
-                f"prepare_corpus: {str(directory)!r} was made from something else: {'; '.join(differences)}; "
-                "choose another directory, or make it anew with overwrite=True"
-            )
 
-    def labelled() -> Iterator[tuple[bool, Document]]:
-        documents = read_documents(source, text_key=text_key)
+    def recipe() -> dict[str, Any]:
+        def fingerprint(source: Source) -> str:
+            faults = Faults(unreadable)
+            return fingerprint_of(list_files(source, files, faults), text_key, faults)
+
+        return {
+            "source": fingerprint(source),
+            "heldout_source": None if heldout_source is None else fingerprint(heldout_source),
+            "every": every,
+            "heldout_from_year": heldout_from_year,
+            "tokenizer": tokenizer_name,
+            "unreadable": unreadable,
+        }
+
+    def labelled(faults: Faults) -> Iterator[tuple[bool, Document]]:
+        documents = documents_of(list_files(source, files, faults), text_key, faults)
         if heldout_source is None:
             yield from label_heldout(documents, every=every, heldout_from_year=heldout_from_year)
         else:
             yield from ((False, document) for document in documents)
-            yield from ((True, document) for document in read_documents(heldout_source, text_key=text_key))
+            heldout = documents_of(list_files(heldout_source, files, faults), text_key, faults)
+            yield from ((True, document) for document in heldout)
 
-    made = make_tokenizer(document.text for heldout, document in labelled() if not heldout)
-    try:
-        with new_directory(directory) as temporary:
-            write_labelled(labelled(), made, [temporary / "train", temporary / "heldout"], progress=progress)
-            made.save(temporary / "tokenizer.json")
-            (temporary / "corpus.json").write_text(json.dumps({"recipe": recipe}, indent=1), encoding="utf-8")
-            if overwrite and directory.exists():
-                shutil.rmtree(directory)
-    except OSError as error:
-        # Another process finished first: its result stands if it is the same.
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or _differences(directory, recipe):
-            raise
-    return _open(directory, recipe)
+    wanted = recipe()
+    corpus = _find(directory, wanted, overwrite)
+    if isinstance(corpus, str):
+        if corpus:
+            warnings.warn(f"prepare_corpus: {str(directory)!r} is damaged ({corpus}) and is made anew.", stacklevel=2)
+        faults = Faults(unreadable)
+        made = make_tokenizer(document.text for heldout, document in labelled(faults) if not heldout)
+
+        def gives_way(there: Path) -> bool:
+            nonlocal corpus
+            found = _find(there, wanted, overwrite)
+            if not isinstance(found, str):
+                corpus = found  # another process was first: its result stands
+            return isinstance(found, str)
+
+        with new_directory(directory, gives_way) as temporary:
+            faults = Faults(unreadable)  # the text is read a second time
+            write_labelled(labelled(faults), made, [temporary / "train", temporary / "heldout"], progress=progress)
+            if recipe() != wanted:
+                raise ValueError(
+                    "prepare_corpus: the source changed while it was read; call it again when its files rest."
+                )
+            with writing(directory):
+                made.save(temporary / "tokenizer.json")
+                seal(temporary, _SEAL, {"recipe": wanted, "passed_over": faults.passed})
+            # Opened before it is renamed: what is open stays, whatever other processes do to the folder.
+            corpus = _open(temporary)
+    corpus.passed_over.warn("prepare_corpus", 2)
+    return corpus
 
 
 def _tokenizer_maker(
@@ -104,48 +136,76 @@ def _tokenizer_maker(
     """A function from the training texts to the tokenizer, and what stands for it in the recipe."""
     if tokenizer == "bpe":
         if vocab_size is None:
-            raise ValueError("prepare_corpus: tokenizer='bpe' needs vocab_size=, for example 4096")
+            raise ValueError("prepare_corpus: tokenizer='bpe' needs vocab_size=; for example 4096.")
+        vocab_size = integer("prepare_corpus", "vocab_size", vocab_size, 258)
         return lambda texts: BPETokenizer.train(texts, vocab_size, progress=progress), f"bpe {vocab_size}"
     if vocab_size is not None:
         raise ValueError(
-            f"prepare_corpus: vocab_size={vocab_size} is for tokenizer='bpe' only, got {tokenizer!r}; leave it out"
+            f"prepare_corpus: vocab_size={vocab_size} is for tokenizer='bpe' only, not {tokenizer!r}; leave it out."
         )
     if tokenizer == "bytes":
         tokenizer = ByteTokenizer()
     elif isinstance(tokenizer, str | os.PathLike):
-        if not Path(tokenizer).is_file():
+        if not os.path.isfile(tokenizer):
             raise ValueError(
-                f"prepare_corpus: got tokenizer={str(tokenizer)!r}, wanted 'bytes', 'bpe', or the path of an existing "
-                "tokenizer.json"
+                f"prepare_corpus: tokenizer={str(tokenizer)!r}{nearest(str(tokenizer), ('bytes', 'bpe'))}, wants "
+                "'bytes', 'bpe', or the path of an existing tokenizer.json."
             )
         tokenizer = load_tokenizer(tokenizer)
     elif not isinstance(tokenizer, Tokenizer):
         raise ValueError(
-            f"prepare_corpus: got tokenizer={tokenizer!r}, wanted 'bytes', 'bpe', the path of a tokenizer.json, or an "
-            "object with the members of lineax_seq.data.Tokenizer"
+            f"prepare_corpus: tokenizer={tokenizer!r}, wants 'bytes', 'bpe', the path of a tokenizer.json, or an "
+            "object with the members of lineax_seq.data.Tokenizer."
         )
     made = tokenizer
     return lambda texts: made, made.fingerprint
 
 
-def _differences(directory: Path, recipe: dict[str, Any]) -> list[str]:
-    path = directory / "corpus.json"
-    if not path.is_file():
+def _find(directory: Path, recipe: dict[str, Any], overwrite: bool) -> Corpus | str:
+    """The corpus of this recipe, if the folder holds it; else why the folder is to be made anew, "" if it is new."""
+    if not os.path.lexists(directory) or (os.path.isdir(directory) and not any(directory.iterdir())):
+        return ""
+    record = read_seal(directory, _SEAL)
+    here = files_of(directory) if os.path.isdir(directory) else set()
+    if record is None and not ({"train/tokens.bin", "heldout/tokens.bin"} & here and here <= _FILES):
         raise ValueError(
-            f"prepare_corpus: {str(directory)!r} exists and was not made by prepare_corpus; choose another directory"
+            f"prepare_corpus: {str(directory)!r} exists and was not made by prepare_corpus; choose another directory."
         )
-    there = json.loads(path.read_bytes())["recipe"]
+    differences = _differences(record["recipe"], recipe) if record else []
+    if differences and not overwrite:
+        raise ValueError(
+            f"prepare_corpus: {str(directory)!r} was made from something else: {'; '.join(differences)}; "
+            "choose another directory, or make it anew with overwrite=True."
+        )
+    problem = ""
+    if not differences:
+        problem = damage(directory, record) if record else f"{_SEAL} is missing or not what was written"
+        if not problem:
+            return _open(directory)
+    if here - _FILES:
+        raise ValueError(
+            f"prepare_corpus: {str(directory)!r} is to be made anew, but also holds {sorted(here - _FILES)[:3]}, "
+            "which a corpus does not; move these out of it, or choose another directory."
+        )
+    return problem
+
+
+def _differences(there: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     return [
         f"{key} was {str(there.get(key))[:12]}, now {str(value)[:12]}"
-        for key, value in recipe.items()
+        for key, value in wanted.items()
         if there.get(key) != value
     ]
 
 
-def _open(directory: Path, recipe: dict[str, Any]) -> Corpus:
+def _open(directory: Path) -> Corpus:
+    record = read_seal(directory, _SEAL)
+    if record is None:
+        raise ValueError(f"prepare_corpus: {str(directory)!r} was removed while it was opened; call it again.")
     return Corpus(
         tokenizer=load_tokenizer(directory / "tokenizer.json"),
         train=open_tokens(directory / "train"),
         heldout=open_tokens(directory / "heldout"),
-        recipe=recipe,
+        recipe=record["recipe"],
+        passed_over=PassedOver(*record["passed_over"]),
     )

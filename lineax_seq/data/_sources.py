@@ -19,7 +19,7 @@ import operator
 
 import numpy as np
 
-from ._common import check_integer
+from ..core.checks import integer
 from ._tokens import Tokens
 
 Row = dict[str, np.ndarray]
@@ -40,11 +40,11 @@ class WindowSource:
     """
 
     def __init__(self, tokens: Tokens, length: int, *, segment_documents: bool = False):
-        check_integer("WindowSource", "length", length, 1)
+        length = integer("WindowSource", "length", length, 1)
         if tokens.num_tokens < length + 1:
             raise ValueError(
                 f"WindowSource: {tokens.num_tokens} tokens are too few for one window of length={length} and its last "
-                "target; give more text, or a shorter length"
+                "target; give more text, or a shorter length."
             )
         self.tokens, self.length, self.segment_documents = tokens, length, segment_documents
 
@@ -96,14 +96,16 @@ class PackedSource:
     """
 
     def __init__(self, tokens: Tokens, length: int):
-        check_integer("PackedSource", "length", length, 1)
+        length = integer("PackedSource", "length", length, 1)
         self.tokens, self.length = tokens, length
         places = np.diff(tokens.offsets) - 1
         counts = -(-places // length)  # pieces of each document
         document = np.repeat(np.arange(len(places)), counts)
         number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
         if not len(document):
-            raise ValueError("PackedSource: no document has a token after its separator; give documents with text")
+            raise ValueError(
+                "PackedSource: no document has a token after its separator, wants at least one; give more text."
+            )
         sizes = np.minimum(length, places[document] - number * length)
         rows = best_fit(sizes, length)
         order = np.concatenate(rows)

@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from ._documents import Document
+from ..core.checks import integer
+from ._readers import Document
 
 HELDOUT_FROM_YEAR = 2009
 HELDOUT_EVERY = 20
@@ -44,10 +45,8 @@ def label_heldout(
     documents: Iterable[Document], *, every: int = HELDOUT_EVERY, heldout_from_year: int = HELDOUT_FROM_YEAR
 ) -> Iterator[tuple[bool, Document]]:
     """`(held out?, document)` for each document, by the rules of `split_documents`; looks `every` documents ahead."""
-    if every < 2:
-        raise ValueError(
-            f"split_documents: got every={every}, wanted at least 2: one document in every `every` is held out"
-        )
+    every = integer("split_documents", "every", every, 2)
+    heldout_from_year = integer("split_documents", "heldout_from_year", heldout_from_year, 0)
     return _label(documents, every, heldout_from_year)
 
 
@@ -71,8 +70,8 @@ def check_both_parts(train: int, heldout: int, heldout_from_year: int) -> None:
     """Refuses a split with an empty part."""
     if not train or not heldout:
         raise ValueError(
-            f"split_documents: the split has {train} training and {heldout} held-out documents, wanted at least one "
-            f"of each; give more text, or for dated documents another year than heldout_from_year={heldout_from_year}"
+            f"split_documents: the split has {train} training and {heldout} held-out documents, wants at least one "
+            f"of each; give more text, or for dated documents another year than heldout_from_year={heldout_from_year}."
         )
 
 

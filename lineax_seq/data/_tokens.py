@@ -1,27 +1,27 @@
 """A tokenised corpus: one long array of ids, memory-mapped from disk, with the offset of every document.
 
-On disk a folder of three files: `tokens.bin` (the ids, little-endian), `offsets.npy`, `meta.json`. It is written under
-a temporary name and then renamed, so that it is there whole or not at all.
+On disk a folder of three files: `tokens.bin` (the ids) and `offsets.bin` (int64), both little-endian without a header,
+and `meta.json`. It is written under a temporary name and then renamed, so that it is there whole or not at all.
 """
 
 import contextlib
 import json
 import os
-import shutil
-import uuid
 from array import array
-from collections.abc import Generator, Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tqdm
 
-from ._documents import Document
+from ._directory import new_directory, writing
+from ._readers import Document
 from ._tokenizers import Tokenizer
 
-_FORMAT = 1
+_FORMAT = 2
+FILES = ("tokens.bin", "offsets.bin", "meta.json")
+_NUMBERS = ("num_tokens", "num_documents", "num_bytes", "vocab_size", "bos_id", "pad_id")
 _BATCH = 2**22  # characters tokenised at a time
 
 
@@ -42,17 +42,16 @@ class Tokens:
     tokenizer: str
 
     def __post_init__(self):
+        for name in ("ids", "offsets"):  # lists too
+            value = np.asarray(getattr(self, name))
+            object.__setattr__(self, name, value)
+            if value.ndim != 1 or not np.issubdtype(value.dtype, np.integer):
+                raise ValueError(f"Tokens: {name} is {value.dtype}{list(value.shape)}, wants integers of one axis.")
         ids, offsets = self.ids, self.offsets
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"Tokens: got ids of shape {ids.shape} and dtype {ids.dtype}, wanted [N] integers")
-        if offsets.ndim != 1 or not np.issubdtype(offsets.dtype, np.integer):
-            raise ValueError(
-                f"Tokens: got offsets of shape {offsets.shape} and dtype {offsets.dtype}, wanted [D+1] integers"
-            )
         if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(ids) or (np.diff(offsets) <= 0).any():
             raise ValueError(
-                f"Tokens: the offsets of the documents must rise strictly from 0 to {len(ids)}, the number of ids; "
-                f"got {offsets}"
+                f"Tokens: offsets is {offsets}, wants numbers that rise strictly from 0 to {len(ids)}, the number of "
+                "ids: where each document starts, and where the last ends."
             )
 
     @property
@@ -79,8 +78,9 @@ class TokenWriter:
         self._num_bytes = 0
         self._waiting: list[str] = []
         self._waiting_size = 0
-        directory.mkdir(exist_ok=True)
-        self._stream = open(directory / "tokens.bin", "xb")
+        with writing(directory):
+            directory.mkdir(exist_ok=True)
+            self._stream = open(directory / "tokens.bin", "xb")
 
     def add(self, text: str) -> None:
         self._waiting.append(text)
@@ -92,7 +92,8 @@ class TokenWriter:
         bos = np.array([self._tokenizer.bos_id], self._dtype)
         for text, ids in zip(self._waiting, self._tokenizer.encode_batch(self._waiting), strict=True):
             document = np.concatenate([bos, ids.astype(self._dtype)])
-            self._stream.write(document.tobytes())
+            with writing(self._directory):
+                self._stream.write(document.tobytes())
             self._offsets.append(self._offsets[-1] + len(document))
             self._num_bytes += len(text.encode())
         self._waiting.clear()
@@ -100,8 +101,6 @@ class TokenWriter:
 
     def close(self) -> None:
         self._flush()
-        self._stream.close()
-        np.save(self._directory / "offsets.npy", np.array(self._offsets, np.int64))
         meta = {
             "format": _FORMAT,
             "dtype": self._dtype.str,
@@ -113,24 +112,14 @@ class TokenWriter:
             "pad_id": self._tokenizer.pad_id,
             "tokenizer": self._tokenizer.fingerprint,
         }
-        (self._directory / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        with writing(self._directory):
+            self._stream.close()
+            (self._directory / "offsets.bin").write_bytes(np.array(self._offsets, "<i8").tobytes())
+            (self._directory / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
     def abandon(self) -> None:
-        self._stream.close()
-
-
-@contextlib.contextmanager
-def new_directory(directory: Path) -> Generator[Path, None, None]:
-    """A temporary folder beside `directory`, renamed to it when the block ends, removed if the block raises."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:12]}.partial")
-    temporary.mkdir()
-    try:
-        yield temporary
-        os.rename(temporary, directory)
-    except BaseException:  # Ctrl-C too
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        with contextlib.suppress(OSError):  # a full disk refuses what is still in the buffer, which nobody wants now
+            self._stream.close()
 
 
 def write_tokens(
@@ -143,40 +132,45 @@ def write_tokens(
     """Tokenises `documents` into the new folder `directory` and opens it. `prepare_corpus` does this with reuse.
 
     Raises:
-      ValueError: `directory` exists, or there are no documents. Nothing is left on disk then.
+      ValueError: `directory` exists or cannot be written, or there are no documents. Nothing is left on disk then.
     """
     directory = Path(directory)
-    if directory.exists():
-        raise ValueError(
-            f"write_tokens: {str(directory)!r} exists already; open it with open_tokens, remove it, or choose another"
-        )
-    with new_directory(directory) as temporary:
+    if os.path.exists(directory):
+        _refuse_existing(directory)
+    with new_directory(directory, _refuse_existing) as temporary:
         write_labelled(((0, document) for document in documents), tokenizer, [temporary], progress=progress)
     return open_tokens(directory)
+
+
+def _refuse_existing(directory: Path) -> bool:
+    raise ValueError(
+        f"write_tokens: {str(directory)!r} exists already; open it with open_tokens, remove it, or choose another."
+    )
 
 
 def write_labelled(
     labelled: Iterable[tuple[int, Document]], tokenizer: Tokenizer, directories: list[Path], *, progress: bool
 ) -> None:
     """Tokenises each `(i, document)` into `directories[i]`, in one pass."""
-    writers = [TokenWriter(directory, tokenizer) for directory in directories]
-    counts = [0] * len(writers)
+    counts = [0] * len(directories)
     bar = tqdm.tqdm(desc="tokenising", unit="char", unit_scale=True, disable=None if progress else True, delay=1.0)
-    try:
-        with bar:
-            for label, document in labelled:
-                writers[label].add(document.text)
-                counts[label] += 1
-                bar.update(len(document.text))
-        for writer, count in zip(writers, counts, strict=True):
-            if not count:
-                raise ValueError(
-                    "write_tokens: got no documents, or none for one side of a split; give more text or another split"
-                )
-            writer.close()
-    finally:
+    with contextlib.ExitStack() as stack:
+        writers = []
+        for directory in directories:
+            writers.append(TokenWriter(directory, tokenizer))
+            stack.callback(writers[-1].abandon)
+        stack.enter_context(bar)
+        for label, document in labelled:
+            writers[label].add(document.text)
+            counts[label] += 1
+            bar.update(len(document.text))
+        if not all(counts):
+            raise ValueError(
+                "write_tokens: got no documents, or none for one side of a split, wants at least one; "
+                "give more text or another split."
+            )
         for writer in writers:
-            writer.abandon()
+            writer.close()
 
 
 def open_tokens(directory: str | os.PathLike[str]) -> Tokens:
@@ -187,30 +181,43 @@ def open_tokens(directory: str | os.PathLike[str]) -> Tokens:
     """
     directory = Path(directory)
     try:
-        meta: dict[str, Any] = json.loads((directory / "meta.json").read_bytes())
+        meta = json.loads((directory / "meta.json").read_bytes())
         size = (directory / "tokens.bin").stat().st_size
-        offsets = np.load(directory / "offsets.npy")
-    except FileNotFoundError as error:
+        offsets = np.fromfile(directory / "offsets.bin", np.uint8)
+    except OSError as error:
         raise ValueError(
-            f"open_tokens: {str(directory)!r} has no {Path(error.filename).name}; "
-            "write it with write_tokens or prepare_corpus"
+            f"open_tokens: {str(directory)!r} has no {Path(error.filename).name} that can be read ({error.strerror}); "
+            "write it with write_tokens or prepare_corpus."
         ) from None
-    if meta.get("format") != _FORMAT:
+    except (ValueError, RecursionError) as error:
+        raise _damaged(directory, f"meta.json is not JSON ({error})") from None
+    if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
         raise ValueError(
-            f"open_tokens: {str(directory)!r} has format {meta.get('format')}, this version reads {_FORMAT}; "
-            "remove the folder and write it again"
+            f"open_tokens: {str(directory)!r} has format {meta.get('format') if isinstance(meta, dict) else meta!r}, "
+            f"wants {_FORMAT}, which this version writes; remove the folder and write it again."
         )
+    wrong = [name for name in _NUMBERS if type(meta.get(name)) is not int or meta[name] < 0]
+    wrong += ["dtype"] if meta.get("dtype") not in ("<u2", "<u4") else []
+    wrong += ["tokenizer"] if not isinstance(meta.get("tokenizer"), str) else []
+    if wrong:
+        raise _damaged(directory, f"meta.json has no good {', '.join(wrong)}")
     dtype = np.dtype(meta["dtype"])
-    if size != meta["num_tokens"] * dtype.itemsize or len(offsets) != meta["num_documents"] + 1:
-        raise ValueError(
-            f"open_tokens: {str(directory)!r} is damaged: tokens.bin has {size} bytes and offsets.npy {len(offsets)} "
-            f"numbers, meta.json says {meta['num_tokens']} tokens of {dtype} in {meta['num_documents']} documents; "
-            "remove the folder and write it again"
-        )
-    # A plain view of the map: slicing a np.memmap itself is several times slower.
-    ids = np.asarray(np.memmap(directory / "tokens.bin", dtype, mode="r"))
-    names = {field.name for field in fields(Tokens)}
-    return Tokens(ids=ids, offsets=offsets, **{key: value for key, value in meta.items() if key in names})
+    wants = meta["num_tokens"] * dtype.itemsize, 8 * (meta["num_documents"] + 1)
+    if (size, len(offsets)) != wants or not size:
+        raise _damaged(directory, f"tokens.bin and offsets.bin have {size} and {len(offsets)} bytes, want {wants}")
+    try:
+        # A plain view of the map: slicing a np.memmap itself is several times slower.
+        ids = np.asarray(np.memmap(directory / "tokens.bin", dtype, mode="r"))
+        rest = {name: meta[name] for name in ("vocab_size", "bos_id", "pad_id", "num_bytes", "tokenizer")}
+        return Tokens(ids=ids, offsets=offsets.view("<i8"), **rest)
+    except (ValueError, OSError) as error:
+        raise _damaged(directory, str(error)) from None
+
+
+def _damaged(directory: Path, what: str) -> ValueError:
+    return ValueError(
+        f"open_tokens: {str(directory)!r} is damaged: {what.rstrip('.')}; remove the folder and write it again."
+    )
 
 
 def tokenize_documents(documents: Iterable[Document], tokenizer: Tokenizer) -> Tokens:
@@ -221,7 +228,7 @@ def tokenize_documents(documents: Iterable[Document], tokenizer: Tokenizer) -> T
     """
     texts = [document.text for document in documents]
     if not texts:
-        raise ValueError("tokenize_documents: got no documents; give at least one")
+        raise ValueError("tokenize_documents: got no documents, wants at least one.")
     encoded = [np.concatenate([[tokenizer.bos_id], ids]) for ids in tokenizer.encode_batch(texts)]
     return Tokens(
         ids=np.concatenate(encoded).astype(np.uint32),

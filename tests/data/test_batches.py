@@ -165,6 +165,19 @@ def test_shards_of_real_rows(source):
     assert [row for pair in zip(*shards, strict=True) for row in pair] == single[: 2 * len(shards[0])]
 
 
+def test_numbers_of_numpy_are_numbers(source):
+    options = {"batch_size": 2, "seed": 3, "num_epochs": 2, "num_threads": 1, "prefetch": 2, "process_count": 2}
+    batches = train_iterator(source, **options)
+    others = train_iterator(source, **{name: np.int64(value) for name, value in options.items()})
+    for batch, other in zip(batches, others, strict=True):
+        same(batch, other)
+        assert json.dumps(batches.get_state()) == json.dumps(others.get_state())
+    same(
+        eval_batches(source, np.int32(2), process_count=np.int8(2))[np.int64(1)],
+        eval_batches(source, 2, process_count=2)[1],
+    )
+
+
 def test_a_number_of_epochs_ends():
     assert len(order_all := list(train_iterator(Numbered(10), batch_size=4, seed=0, num_epochs=2))) == 5
     rows = sum((batch["inputs"][:, 0].tolist() for batch in order_all), [])
@@ -203,15 +216,16 @@ def test_evaluation_is_a_sequence():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"batch_size": 0}, "batch_size=0, wanted an integer of at least 1"),
+        ({"batch_size": 0}, "batch_size=0, wants an integer of at least 1"),
         ({"batch_size": 2.0}, "batch_size=2.0"),
+        ({"batch_size": True}, "batch_size=True, wants an integer"),
         ({"seed": -1}, "seed=-1"),
         ({"num_epochs": 0}, "num_epochs=0"),
         ({"num_threads": -1}, "num_threads=-1"),
-        ({"num_threads": 4, "prefetch": 2}, "prefetch=2, wanted an integer of at least 4"),
+        ({"num_threads": 4, "prefetch": 2}, "prefetch=2, wants an integer of at least 4"),
         ({"process_index": 2, "process_count": 2}, "process_index=2 of process_count=2"),
         ({"process_count": 0}, "process_count=0"),
-        ({"batch_size": 100, "num_epochs": 1}, "do not fill one batch of 100 on 1 process"),
+        ({"batch_size": 100, "num_epochs": 1}, "wants at least 100 for one batch of 100 on 1 process"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -87,18 +87,18 @@ def bad_sources(folder: Path):
     (folder / "pictures" / "a.png").write_text("x")
     return {
         "missing.txt": "no file or folder .*give a path",
-        "image.png": "unknown suffix '.png'.*rename or copy",
+        "image.png": "has the suffix '.png', wants one of .*copy it",
         "none": "no files",
         "pictures": r"only files ending in \['.png'\]",
         "latin.txt": "not UTF-8 .*iconv",
         "empty.txt": "no text in 1 file",
-        "list.jsonl": "line 2 .*holds a list; wanted",
+        "list.jsonl": "line 2 .*holds a list, wants",
         "key.jsonl": r"line 1 .*the keys \['body'\].*text_key=",
         "half.jsonl": "surrogate",
         "broken.jsonl": "line 1 .*not JSON",
-        "not.parquet": "not a parquet file",
+        "not.parquet": "no whole parquet file",
         "column.parquet": r"the columns \['body'\].*text_key=",
-        "numbers.parquet": "holds int, wanted strings",
+        "numbers.parquet": "holds int, wants strings",
     }
 
 

@@ -134,14 +134,33 @@ def test_the_plan_is_best_fit(capacity):
     assert sorted(sum(sizes[i] for i in row) for row in rows) == naive_best_fit(sizes.tolist(), capacity)
 
 
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("length", [7, 100])  # a row of more than 64 places has no bit in NumPy's integers
+def test_a_length_of_numpy_is_a_length(kind, length):
+    tokens = random_tokens(0)
+    expected = SOURCES[kind](tokens, length)
+    source = SOURCES[kind](tokens, np.int64(length))
+    assert len(source) == len(expected)
+    for i in range(len(source)):
+        check(source[np.int32(i)], **expected[i])
+
+
+def test_tokens_of_lists():
+    rest = {"vocab_size": 9, "bos_id": 0, "pad_id": 0, "num_bytes": 3, "tokenizer": ""}
+    tokens = Tokens(ids=[0, 5, 6, 0, 7], offsets=[0, 3, 5], **rest)
+    check(WindowSource(tokens, 4)[0], inputs=[0, 5, 6, 0], targets=[5, 6, 0, 7])
+    with pytest.raises(ValueError, match=r"ids is int64\[1, 2\], wants integers of one axis"):
+        Tokens(ids=[[0, 5]], offsets=[0, 2], **rest)
+
+
 def test_bad_options_are_refused():
     tokens = make_tokens(3, 5)
     assert len(WindowSource(tokens, 7)) == 1
     with pytest.raises(ValueError, match="8 tokens are too few for one window of length=8 .*shorter length"):
         WindowSource(tokens, 8)
     for source in SOURCES.values():
-        for length in (0, -1, 2.0, "8"):
-            with pytest.raises(ValueError, match=f"got length={length!r}, wanted an integer of at least 1"):
+        for length in (0, -1, 2.0, "8", True):
+            with pytest.raises(ValueError, match=f"length={length!r}, wants an integer of at least 1"):
                 source(tokens, length)
         for index in (-1, 10_000):
             with pytest.raises(IndexError):

@@ -1,7 +1,10 @@
 """Tokenizers: round trips, special tokens, saving, and what is refused."""
 
+import copy
 import json
+import pickle
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer as HuggingFaceTokenizer
@@ -77,6 +80,56 @@ def test_save_and_load(tokenizer, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["tokenizer.json"]
 
 
+def saved_and_loaded(tokenizer, folder):
+    tokenizer.save(folder / "tokenizer.json")
+    return load_tokenizer(folder / "tokenizer.json")
+
+
+COPIES = {
+    "pickle": lambda tokenizer, folder: pickle.loads(pickle.dumps(tokenizer)),
+    "old pickle": lambda tokenizer, folder: pickle.loads(pickle.dumps(tokenizer, protocol=2)),
+    "deepcopy": lambda tokenizer, folder: copy.deepcopy(tokenizer),
+    "copy": lambda tokenizer, folder: copy.copy(tokenizer),
+    "file": saved_and_loaded,
+    "deepcopy of a pickle": lambda tokenizer, folder: copy.deepcopy(pickle.loads(pickle.dumps(tokenizer))),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_copy_encodes_alike(tokenizer, name, tmp_path):
+    """Text that spells a special token stays text, whatever way the tokenizer came here."""
+    before = [tokenizer.encode(text) for text in TEXTS]
+    again = COPIES[name](tokenizer, tmp_path)
+    for one in (again, tokenizer):  # the original is as it was
+        assert one.decode(one.encode("<|bos|> x")) == "<|bos|> x" and one.bos_id not in one.encode("<|bos|> x")
+        for text, ids in zip(TEXTS, before, strict=True):
+            np.testing.assert_array_equal(one.encode(text), ids)
+    members = ("vocab_size", "bos_id", "pad_id", "fingerprint")
+    assert [getattr(again, member) for member in members] == [getattr(tokenizer, member) for member in members]
+    assert type(again) is type(tokenizer)
+
+
+def test_a_copy_of_a_loaded_tokenizer_keeps_its_names(bpe, tmp_path):
+    """Padding and truncation stay off, and special tokens of unusual names stay known."""
+    other = HuggingFaceTokenizer.from_str(json.dumps(json.loads(bpe._to_json()) | {"added_tokens": []}))
+    other.add_special_tokens([AddedToken("<|mine|>", special=True)])
+    other.enable_truncation(4)
+    other.save(str(tmp_path / "tokenizer.json"))
+    loaded = BPETokenizer.load(tmp_path / "tokenizer.json", bos_token="<|mine|>")
+    for again in (pickle.loads(pickle.dumps(loaded)), copy.deepcopy(loaded)):
+        np.testing.assert_array_equal(again.encode("<|mine|> and more"), loaded.encode("<|mine|> and more"))
+        assert again.decode(again.encode("<|mine|> and more")) == "<|mine|> and more"
+        assert (again.bos_id, again.fingerprint) == (loaded.bos_id, loaded.fingerprint)
+
+
+def test_ids_of_any_kind_are_decoded(tokenizer):
+    ids = tokenizer.encode("some text")
+    for kind in (list, tuple, iter, np.int64, np.uint8 if ids.max() < 256 else np.uint16, jnp.asarray):
+        made = ids.astype(kind) if isinstance(kind, type) and issubclass(kind, np.integer) else kind(ids)
+        assert tokenizer.decode(made) == "some text"
+    assert tokenizer.decode([]) == tokenizer.decode(iter(())) == ""
+
+
 def test_training_is_deterministic_and_obeys_the_size(bpe):
     again = BPETokenizer.train(PROSE, 300, progress=False)
     assert again.fingerprint == bpe.fingerprint and bpe.vocab_size == 300
@@ -87,7 +140,7 @@ def test_training_is_deterministic_and_obeys_the_size(bpe):
 def test_long_texts_are_encoded_in_pieces_without_loss(bpe, monkeypatch):
     text = "a line é\n" * 30 + "x" * 100 + "\n\n tail"
     whole = bpe.encode(text)
-    monkeypatch.setattr("lineax_seq.data._tokenizers._PIECE", 40)
+    monkeypatch.setattr("lineax_seq.data._bpe._PIECE", 40)
     assert bpe.decode(bpe.encode(text)) == text
     lines = text[: 30 * 9]
     np.testing.assert_array_equal(bpe.encode(lines), whole[: len(bpe.encode(lines))])  # cut after line ends only
@@ -118,31 +171,45 @@ def test_another_programs_file_is_loaded(bpe, tmp_path):
 
 
 def test_bad_input_is_refused_with_a_remedy(tokenizer, tmp_path):
+    for text in (None, b"bytes", 5):
+        with pytest.raises(ValueError, match=f"encode: text is {type(text).__name__}, wants str"):
+            tokenizer.encode(text)
     with pytest.raises(ValueError, match="surrogate pair"):
         tokenizer.encode("a\ud800")
-    with pytest.raises(ValueError, match=f"ids run from -1 to 5, wanted 0 to {tokenizer.vocab_size - 1}"):
+    with pytest.raises(ValueError, match=f"ids run from -1 to 5, wants 0 to {tokenizer.vocab_size - 1}"):
         tokenizer.decode([-1, 5])
     with pytest.raises(ValueError, match="ids run from"):
         tokenizer.decode(np.array([tokenizer.vocab_size]))
-    with pytest.raises(ValueError, match="dtype float"):
+    with pytest.raises(ValueError, match="ids are float64, wants integers"):
         tokenizer.decode([0.5])
 
 
 def test_bad_sizes_and_files_are_refused(bpe, tmp_path):
-    with pytest.raises(ValueError, match="vocab_size=100, wanted an integer of at least 258"):
+    with pytest.raises(ValueError, match="vocab_size=100, wants an integer of at least 258"):
         BPETokenizer.train(PROSE, 100)
-    with pytest.raises(ValueError, match=r"merges for 2\d\d ids only, .*give more text, or vocab_size=2\d\d"):
+    with pytest.raises(
+        ValueError, match=r"vocab_size=400, but .*for 2\d\d ids only; give more text, or vocab_size=2\d\d"
+    ):
         BPETokenizer.train(["ab ab ab"], 400, progress=False)
     with pytest.raises(ValueError, match="no file"):
         load_tokenizer(tmp_path / "tokenizer.json")
-    for text, message in (("{", "not JSON"), ("[]", "holds a list"), ('{"a": 1}', "no tokenizer.json")):
+    for text, message in (
+        ("{", "not JSON"),
+        ("[]", "holds a list"),
+        ("[" * 200_000, "not JSON"),
+        ("\0" * 99, "not JSON"),
+        ('{"a": 1}', "no tokenizer.json"),
+        ('{"model": {"type": "BPE"}}', "no tokenizer.json"),
+        ('{"huggingface": 5}', "no tokenizer.json"),
+    ):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             load_tokenizer(tmp_path / "bad.json")
     bpe.save(tmp_path / "good.json")
-    with pytest.raises(ValueError, match=r"no bos_token '<s>'; the special tokens are \['<|bos|>', '<|pad|>'\]"):
+    specials = r"wants one of the special tokens \['<\|bos\|>', '<\|pad\|>'\]"
+    with pytest.raises(ValueError, match=f"bos_token='<s>'.* is no token, {specials}"):
         BPETokenizer.load(tmp_path / "good.json", bos_token="<s>")
     nameless = json.loads((tmp_path / "good.json").read_text()) | {"added_tokens": []}
     (tmp_path / "nameless.json").write_text(json.dumps(nameless))
-    with pytest.raises(ValueError, match="no document separator.*bos_token="):
+    with pytest.raises(ValueError, match="none of which is known to separate.*bos_token="):
         load_tokenizer(tmp_path / "nameless.json")
