@@ -1,6 +1,9 @@
 """CONTRIBUTING.md taken literally: the code of its sections, and the lines that they add to lists."""
 
+import importlib.util
 import re
+import sys
+import types
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -33,3 +36,37 @@ def patched(source: str, diff: str) -> str:
             assert line[1:] in lines[at:], f"no line {line[1:]!r} after line {at}"
             at = lines.index(line[1:], at) + 1
     return "\n".join(lines) + "\n"
+
+
+def listed(title: str) -> tuple[types.ModuleType, types.ModuleType]:
+    """The section's file as a module, and the package of its folder with the section's lines in its `__init__.py`."""
+    ((path, source),) = blocks(title, "python").items()
+    registry = f"{Path(path).parent.as_posix()}/__init__.py"
+    package = Path(path).parent.as_posix().replace("/", ".")
+    name = path.removesuffix(".py").replace("/", ".")
+    before, made = sys.modules.get(name), _module(name, package, path, source)
+    sys.modules[name] = made
+    try:
+        text = patched((ROOT / registry).read_text("utf-8"), blocks(title, "diff")[registry])
+        return made, _module(package, package, registry, text)
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
+
+
+def _module(name: str, package: str, path: str, source: str) -> types.ModuleType:
+    made = types.ModuleType(name)
+    made.__package__ = package
+    sys.modules.setdefault(name, made)  # dataclasses look their module up
+    exec(compile(source, path, "exec"), vars(made))
+    return made
+
+
+def loaded(path: str) -> types.ModuleType:
+    """A test module anew, as pytest would collect it now."""
+    spec = importlib.util.spec_from_file_location("collected_anew", ROOT / path)
+    assert spec and spec.loader
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
