@@ -237,4 +237,5 @@ DIAGONAL_DECAY = Recurrence(
     advance=_scalar.advance,
     readout=readout,
     decide=mild,
+    shares_heads=False,
 )
