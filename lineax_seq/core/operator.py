@@ -232,6 +232,45 @@ class Operator:
         """Arguments by name drawn from their domains: `op.example(jax.random.key(0), B=1, T=64, H=2, K=16, V=16)`."""
         return _arguments.draw(self.arguments, key, sizes, dtype)
 
+    def init_state(self, *, B: int, dtype=jnp.float32, **sizes: int) -> State:
+        """The state of `B` sequences that have seen nothing: `op.init_state(B=2, H=4, K=16, V=16)`.
+
+        `sizes` gives the letters of the arguments; HV is H where it is not given. float32, or float64 on request.
+
+        Raises:
+            ValueError: letters without a size.
+        """
+        sizes = {"HV": sizes.get("H", 1), "NH": 1, **sizes, "B": B, "T": 1}
+        needed = [argument for argument in self.arguments.values() if not argument.optional]
+        missing = sorted({letter for argument in needed for letter in argument.letters} - sizes.keys())
+        if missing:
+            raise ValueError(f"{self.name}.init_state: no size for {', '.join(missing)}; give each as a keyword.")
+        xs = {
+            name: jnp.zeros([sizes[letter] for letter in argument.letters], dtype)
+            for name, argument in self.arguments.items()
+            if not argument.optional
+        }
+        return _zero_state(self, self.fields(xs))
+
+    def identity_tokens(self, xs: dict, keep: jax.Array) -> dict:
+        """Arguments by name whose tokens leave the state alone where `keep` (bool [B, T]) is False.
+
+        Raises:
+            ValueError: no argument's value makes this recurrence leave its state alone.
+        """
+        padding = {} if self.zero_is_identity else self.recurrence.padding
+        if not self.zero_is_identity and (self.lower is not None or not padding):
+            raise ValueError(
+                f"{self.name}: no values of {', '.join(self.arguments)} leave its state alone, so rows that end at "
+                "different tokens cannot be padded; run rows of one length together."
+            )
+        return {
+            name: jnp.where(keep.reshape(*keep.shape, *[1] * (x.ndim - 2)), x, padding.get(name, 0))
+            if self.arguments[name].per_token
+            else x
+            for name, x in xs.items()
+        }
+
     def fields(
         self,
         xs: dict,
