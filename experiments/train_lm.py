@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 
 from lineax_seq import parallel
-from lineax_seq.models import DecoderConfig
+from lineax_seq.models import HybridConfig
 from lineax_seq.training import (
     LanguageModelConfig,
     LanguageModelRun,
@@ -37,7 +37,7 @@ from lineax_seq.training import (
 )
 
 DEFAULT = LanguageModelConfig(
-    model=DecoderConfig(vocab_size=4096, d_model=128, num_layers=4, pattern="LLLN", num_heads=2),
+    model=HybridConfig(vocab_size=4096, d_model=128, num_layers=4, pattern="LLLN", num_heads=2),
     optimizer=OptimizerConfig(name="muon", learning_rate=5e-3, weight_decay=0.1),
     training=TrainingConfig(steps=2000, max_seconds=560.0, batch_size=2, eval_every=200),
 )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from .. import parallel
-from ..models import DecoderConfig
+from ..models import HybridConfig
 from ._optimizer import OptimizerConfig
 from ._run_directory import Resume
 
@@ -108,7 +108,7 @@ class DistributedConfig:
 class LanguageModelConfig:
     """A run that trains a decoder on text."""
 
-    model: DecoderConfig
+    model: HybridConfig
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()

@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from ..data import Tokenizer, load_tokenizer
-from ..models import Decoder, DecoderConfig
+from ..models import Decoder, DecoderConfig, HybridConfig
 from ._checkpoint import load_params
 from ._config import LanguageModelConfig
 from ._run_directory import load_run
@@ -16,7 +16,7 @@ from ._step import LossFunction
 PyTree = Any
 
 
-def init_params(config: DecoderConfig, seed: int) -> PyTree:
+def init_params(config: DecoderConfig | HybridConfig, seed: int) -> PyTree:
     """The parameters of a new `Decoder` as nested dictionaries."""
     # Not jitted: compiling all draws as one program takes longer than they do one by one.
     return nnx.to_pure_dict(nnx.split(Decoder(config, rngs=nnx.Rngs(seed)))[1])
