@@ -20,7 +20,8 @@ import numpy as np
 from .. import parallel
 from ._checkpoint import Checkpoints
 from ._metrics import RunLog
-from ._step import Batch, TrainState, TrainStep, state_leaf_names
+from ._step import TrainState, TrainStep, state_leaf_names
+from ._task import Batch
 
 
 class NonFiniteError(FloatingPointError):
@@ -123,21 +124,22 @@ def train(
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     eval_every: int | None = None,
     profile: Profile | None = None,
-    place: Callable[[Batch], Batch] = lambda batch: batch,
+    place: Callable[[Batch], Batch] = jax.device_put,
+    trainable: Any = None,
 ) -> tuple[TrainState, signal.Signals | None]:
     """Train from `state.step` to `len(learning_rates)` updates; returns the state and the signal that ended it early.
 
     `state` is donated. `batches` is a Grain iterator when there are checkpoints, which hold its position. `place` puts
-    a host batch on the devices. `evaluate(params)` runs every `eval_every` steps but the last; what it returns is
-    logged. On SIGTERM or SIGINT the current step is finished and saved; of several processes, all stop together at the
-    step after the first to get the signal.
+    a host batch on the devices. `trainable` is that of `make_train_step`. `evaluate(params)` runs every `eval_every`
+    steps but the last; what it returns is logged. On SIGTERM or SIGINT the current step is finished and saved; of
+    several processes, all stop together at the step after the first to get the signal.
 
     Raises:
       NonFiniteError: the loss, a gradient norm or a parameter norm is not finite.
       ValueError: the data ended before the steps did.
     """
-    start, steps = int(state.step), len(learning_rates)
-    leaf_names = state_leaf_names(state.params)
+    start, steps = int(jax.device_get(state.step)), len(learning_rates)
+    leaf_names = state_leaf_names(state.params, trainable)
     pending: tuple[int, dict[str, jax.Array]] | None = None
 
     def fetch() -> None:
@@ -170,7 +172,7 @@ def train(
             if profile is not None:
                 profile.before(step, state)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, metrics = train_step(state, batch, learning_rates[step - 1])
+                state, metrics = train_step(state, batch, jax.device_put(learning_rates[step - 1]))
             fetch()
             pending = (step, metrics)
             if profile is not None:
@@ -198,10 +200,10 @@ def train(
 def seconds_per_step(train_step: TrainStep, state: TrainState, batch: Batch, *, repeats: int = 3) -> float:
     """Seconds of one update, the median of `repeats`, on a copy of `state`: it compiles the step but trains nothing."""
     state = jax.tree.map(jnp.copy, state)
-    times = []
+    times, rate = [], jax.device_put(np.float32(0))
     for _ in range(repeats + 1):
         begin = time.perf_counter()
-        state, metrics = train_step(state, batch, np.float32(0))
+        state, metrics = train_step(state, batch, rate)
         jax.block_until_ready((state, metrics))
         times.append(time.perf_counter() - begin)
     return float(np.median(times[1:]))

@@ -14,7 +14,8 @@ from flax import nnx
 
 from experiments import generate, train_lm
 from lineax_seq.data import ByteTokenizer
-from lineax_seq.training import LanguageModelRun, load_language_model, parse_flags, read_metrics
+from lineax_seq.tasks import TextTask, load_language_model
+from lineax_seq.training import Run, parse_flags, read_metrics
 
 ROOT = Path(__file__).parents[2]
 STEPS = 300
@@ -159,8 +160,8 @@ def test_changed_text_is_refused(whole, capsys):
 
 def test_a_drawn_seed_is_kept(tmp_path):
     config = parse_flags(train_lm.DEFAULT, flags(tmp_path, "--training.seed", "None"), program="", description="")
-    seed = LanguageModelRun(config).run.resolved["seed"]
-    assert LanguageModelRun(config).run.resolved["seed"] == seed
+    seed = Run(config, TextTask(config)).resolved["seed"]
+    assert Run(config, TextTask(config)).resolved["seed"] == seed
     assert json.loads((tmp_path / "run" / "config.json").read_text())["resolved"]["seed"] == seed
 
 

@@ -6,12 +6,13 @@ import re
 from pathlib import Path
 
 from ..data import Corpus, PackedSource, Tokens, WindowSource, prepare_corpus, read_documents, split_documents
-from ._config import DataConfig, LanguageModelConfig
+from ..training import check_place
+from ._text_config import DataConfig, TextConfig
 
 VOCABULARY_PADDING = 256  # a vocabulary may be larger than the tokenizer's by less than this, to be a round number
 
 
-def open_corpus(config: LanguageModelConfig) -> Corpus:
+def open_corpus(config: TextConfig) -> Corpus:
     """The tokenised text of `config`, made once under `data.cache_dir`.
 
     Raises:
@@ -22,9 +23,12 @@ def open_corpus(config: LanguageModelConfig) -> Corpus:
     recipe = [data.path, data.heldout, data.heldout_from_year, data.text_key, data.tokenizer, trained and vocab_size]
     name = re.sub(r"\W+", "-", Path(data.path).stem) or "text"
     key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
+    directory = Path(data.cache_dir) / f"{name}-{key}"
+    if not directory.exists():
+        check_place(directory)
     corpus = prepare_corpus(
         data.path,
-        Path(data.cache_dir) / f"{name}-{key}",
+        directory,
         tokenizer=data.tokenizer,
         vocab_size=vocab_size if trained else None,
         heldout_source=data.heldout,
