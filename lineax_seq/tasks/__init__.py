@@ -10,6 +10,13 @@ from ._text_config import (
     TextConfig as TextConfig,
     TextTrainingConfig as TextTrainingConfig,
 )
+from .recall import (
+    RecallConfig as RecallConfig,
+    RecallData as RecallData,
+    RecallTask as RecallTask,
+    plot_accuracy as plot_accuracy,
+    recall_row as recall_row,
+)
 from .text import (
     TextTask as TextTask,
     comparison_table as comparison_table,

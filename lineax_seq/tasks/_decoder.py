@@ -7,19 +7,20 @@ import jax
 from flax import nnx
 
 from ..models import Decoder, DecoderConfig as HybridConfig
-from ..training import Task
+from ..training import Task, traced
 from ._kinds import parameter_kinds
 
 PyTree = Any
 
 
-def new_decoder(config: HybridConfig, key: jax.Array) -> Decoder:
+def new_decoder(config: HybridConfig, key: jax.Array | int) -> Decoder:
     return Decoder(config, rngs=nnx.Rngs(key))
 
 
 def abstract_decoder(config: HybridConfig) -> tuple[nnx.GraphDef, PyTree]:
     """The decoder without its parameters, and their shapes and dtypes as nested dictionaries."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: new_decoder(config, jax.random.key(0))))
+    with traced("a decoder"):
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: new_decoder(config, 0)))
     return graphdef, nnx.to_pure_dict(state)
 
 

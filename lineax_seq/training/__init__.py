@@ -34,7 +34,7 @@ from ._optimizer import (
 )
 from ._placement import Placement as Placement
 from ._report import draw as draw, series as series, training_loss as training_loss
-from ._run import Result as Result, Run as Run
+from ._run import Result as Result, Run as Run, traced as traced
 from ._run_directory import (
     RunDirectory as RunDirectory,
     check_place as check_place,

@@ -6,9 +6,12 @@ written while training goes on. Every process of a job calls every function here
 processes reads, over any mesh.
 """
 
+import contextlib
+import errno
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,18 @@ class _Position:
         self._iterator.set_state(json.loads((directory / "position.json").read_text()))
 
 
+@contextlib.contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """A full disk is an OSError for everyone; the library that writes arrays says it in the text of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if f"os_error_code='{number}'" in str(error):
+                raise OSError(number, os.strerror(number), str(directory)) from error
+        raise
+
+
 class Checkpoints:
     """The checkpoints that a run writes to `directory/<step>`: save and restore. A context manager.
 
@@ -75,7 +90,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for the save under way, if any, and release the threads."""
-        self._checkpointer.close()
+        with _writing(self._directory):
+            self._checkpointer.close()
 
     @property
     def latest(self) -> int | None:
@@ -91,7 +107,8 @@ class Checkpoints:
         """Start saving `state` and the position of the Grain `iterator` as checkpoint `step`."""
         rest = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
         items = {"params": state.params, "rest": rest, "data": _Position(iterator)}
-        self._checkpointer.save_checkpointables_async(step, items, force=True)
+        with _writing(self._directory):  # also of the save before, which must have ended
+            self._checkpointer.save_checkpointables_async(step, items, force=True)
 
     def restore(self, like: TrainState, iterator: Any, note: Callable[[str], None] = lambda text: None) -> TrainState:
         """State of the newest whole checkpoint; `iterator` is moved to the position saved with it.

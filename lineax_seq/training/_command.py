@@ -7,6 +7,7 @@ reads its output any more.
 import contextlib
 import errno
 import io
+import logging
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from ._run import Result, Run
 from ._task import Task
 
 Config = TypeVar("Config", bound=RunConfig)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (ValueError, NotImplementedError, OSError, ExceptionGroup)
 
 
@@ -31,9 +33,9 @@ def sentence(error: BaseException) -> str:
         return f"{error.message}: " + "; ".join(sentence(one) for one in error.exceptions)
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        full = "; make room, then the same command goes on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        full = "; make room, then the same command goes on" if error.errno in FULL else ""
         return f"{where}{error.strerror}{full}"
-    return str(error)
+    return str(error).split("\n-----")[0]  # what JAX adds about its traceback
 
 
 @contextlib.contextmanager
@@ -62,6 +64,8 @@ def run_command(
 ) -> int:
     """Parse flags over `default`, run the task and `show` its result; the exit status as in the module's docstring."""
     begin = time.monotonic()
+    # Orbax logs a failure on each level that it passes, with tracebacks; it reaches us too, and is said once.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     with plain_output():
         config = parse_flags(default, args, program=program, description=description)
         job = config.distributed

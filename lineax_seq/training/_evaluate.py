@@ -23,7 +23,7 @@ class Evaluator:
 
     def __init__(self, loss_function: LossFunction, placement: Placement, reading: Reading):
         self.reading, self._placement = reading, placement
-        key = jax.device_put(jax.random.key(0))
+        key = jax.random.key(0)
         self._sums = jax.jit(lambda params, batch: loss_function(params, batch, key))
 
     def __call__(self, params: PyTree, batches: Sequence[Batch]) -> tuple[float, dict[str, float]]:

@@ -105,7 +105,8 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> np.ndarray:
     if warmup:
         rising = optax.linear_schedule(peak / warmup, peak, warmup - 1) if warmup > 1 else optax.constant_schedule(peak)
         rates = optax.join_schedules([rising, after], [warmup])
-    return np.asarray(jax.vmap(rates)(np.arange(steps)), np.float32)
+    with jax.transfer_guard("allow"):  # a few thousand numbers, once
+        return np.asarray(jax.vmap(rates)(np.arange(steps)), np.float32)
 
 
 def check_kinds(kinds: PyTree, params: PyTree) -> None:

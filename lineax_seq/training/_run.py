@@ -4,11 +4,13 @@ run = Run(config, task)      # what can be refused is refused here, before anyth
 result = run.train()         # None if a signal ended it: everything is saved, the same again continues
 """
 
+import contextlib
 import json
 import math
 import secrets
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,10 +77,16 @@ class Run:
         self._begin = time.monotonic() if begin is None else begin
         self.config, self.task = config, task
         self.stopped_by: signal.Signals | None = None
+        with jax.transfer_guard("allow"):  # what is done once; training and evaluation transfer what they name
+            self._prepare()
+
+    def _prepare(self) -> None:
+        config, task = self.config, self.task
         mesh = None if config.mesh is None else parallel.make_mesh(config.mesh)
         training = config.training
 
-        shapes = jax.eval_shape(task.init, jax.random.key(0))
+        with traced(f"the parameters of {task.name}"):
+            shapes = jax.eval_shape(task.init, jax.random.key(0))
         self.parameters = sum(x.size for x in jax.tree.leaves(shapes))
         self._trainable = _trainable(task, shapes)
         kinds = task.kinds()
@@ -101,7 +109,8 @@ class Run:
         self._measure = Evaluator(loss, placement, placement.reading(self._measured_rows))
         sample = self._sample()
         # Shapes, options and implementations that do not fit are refused while tracing. The trace is kept for training.
-        jax.eval_shape(self._step, placement.abstract_state(), sample, np.float32(0))
+        with traced(f"a step of {task.name}"):
+            jax.eval_shape(self._step, placement.abstract_state(), sample, np.float32(0))
 
         self._directory = Path(config.run_dir or Path("runs") / task.name)
         self.run = open_run(
@@ -167,7 +176,7 @@ class Run:
     def new_state(self, seed: int | None = None) -> TrainState:
         """The state before the first update; `seed` None: the run's."""
         seed = self.resolved["seed"] if seed is None else seed
-        with jax.transfer_guard("allow"):  # first values are made of Python's numbers, one by one, once
+        with jax.transfer_guard("allow"):
             return self._placement.new_state(self.task.init(jax.random.key(seed)), seed)
 
     def _report(self, params: PyTree, steps: int) -> Result:
@@ -177,7 +186,7 @@ class Run:
         found = self.task.evaluate(params, self._measure)
         if found:
             self.log.record(steps, found)
-        with jax.transfer_guard("allow"):  # what is drawn and decoded is small, and the task's own business
+        with jax.transfer_guard("allow"):
             measured = self.task.report(self, params, found)
         seconds = time.monotonic() - self._begin
         result = Result(steps, self.parameters, self.log.tokens_per_second, seconds, measured).to_json()
@@ -202,6 +211,10 @@ class Run:
             "steps": training.steps if training.max_seconds is None else self._steps_in_time(sample),
             **self.task.identity(),
         }
+        try:
+            json.dumps(settled)
+        except TypeError as error:
+            raise ValueError(f"{self.task.name}: identity() must give values that JSON holds: {error}") from error
         settled = parallel.broadcast(settled)
         self._planned_profile(0, settled["steps"])  # refuses before anything is written
         return settled
@@ -235,6 +248,18 @@ class Run:
             trained = sum(x.size for x in jax.tree.leaves(trained_part(self._placement.shapes, self._trainable)))
             about += f"{trained:,} of the parameters are trained; "
         return about + (f"continuing after step {start} of {steps}" if start else f"{steps} steps")
+
+
+@contextlib.contextmanager
+def traced(what: str) -> Iterator[None]:
+    """Make the refusals of JAX and of the layers below it, while `what` is traced, refusals of the configuration."""
+    try:
+        yield
+    except NotImplementedError:
+        raise
+    except (TypeError, RuntimeError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise ValueError(f"{what} cannot be computed with these options here: {lines[0]}") from error
 
 
 def _trainable(task: Task, params: PyTree) -> PyTree | None:

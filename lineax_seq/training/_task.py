@@ -17,7 +17,8 @@ run does is the same for all tasks; what a task may add has a default here. This
             x = grain.MapDataset.range(256).shuffle(seed).map(lambda n: {"x": np.float32(n / 256)})
             return iter(x.repeat().batch(reading.batch_size).to_iter_dataset())
 
-    result = Run(RunConfig(training=TrainingConfig(steps=50)), Line()).train()
+    config = RunConfig(optimizer=OptimizerConfig(learning_rate=0.2), training=TrainingConfig(steps=50))
+    result = Run(config, Line()).train()
 """
 
 import abc

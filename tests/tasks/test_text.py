@@ -1,6 +1,5 @@
 """Text as a task: the table and plot of its report, frozen parameters, kinds of parameters, old run directories."""
 
-
 import pytest
 
 from lineax_seq.tasks import comparison_table, plot_loss
