@@ -119,7 +119,6 @@ def test_the_step_is_traced_once(line, tmp_path):
             "matmul",
         ),
         (dict(loss=lambda self, params, batch, key, axis_name=None: 1), "a step of line cannot be computed"),
-        (dict(loss=lambda self, params, batch, key, axis_name=None: 1), "a step of line cannot be computed"),
         (dict(identity=lambda self: {"data": object()}), "plain values|JSON"),
     ],
 )
