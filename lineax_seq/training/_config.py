@@ -35,6 +35,8 @@ class TrainingConfig:
     """Newest checkpoints that stay on disk."""
     log_every: Count = 1
     """Steps between records in metrics.jsonl and TensorBoard."""
+    stall_seconds: Annotated[float, Within("(0, inf)")] | None = 1800.0
+    """Of several processes, one that stands still for so long says what it was doing and ends; None: it waits."""
     profile_steps: str | None = None
     """FIRST:END, such as 10:15: a jax.profiler trace of steps 10 to 14, in the run directory."""
 
@@ -79,10 +81,21 @@ class RunConfig:
     """auto: continue the run in run_dir if it has this configuration. must: there is one. never: there is none."""
 
     # What may change between the start of a run and its continuation: none of it touches the parameters.
-    may_differ: ClassVar[frozenset[str]] = frozenset({"run_dir", "resume", "mesh", "distributed"}) | {
-        f"training.{name}"
-        for name in ("eval_every", "eval_rows", "checkpoint_every", "keep_checkpoints", "log_every", "profile_steps")
-    }
+    may_differ: ClassVar[frozenset[str]] = (
+        frozenset({"run_dir", "resume", "mesh", "distributed"})
+        | {
+            f"training.{name}"
+            for name in (
+                "eval_every",
+                "eval_rows",
+                "checkpoint_every",
+                "keep_checkpoints",
+                "log_every",
+                "profile_steps",
+            )
+        }
+        | {"training.stall_seconds"}
+    )
 
     def __post_init__(self):
         check_fields(self)

@@ -22,6 +22,7 @@ from ._checkpoint import Checkpoints
 from ._metrics import RunLog
 from ._step import TrainState, TrainStep, state_leaf_names
 from ._task import Batch
+from ._watchdog import Watchdog
 
 
 class NonFiniteError(FloatingPointError):
@@ -126,13 +127,15 @@ def train(
     profile: Profile | None = None,
     place: Callable[[Batch], Batch] = jax.device_put,
     trainable: Any = None,
+    stall_seconds: float | None = None,
 ) -> tuple[TrainState, signal.Signals | None]:
     """Train from `state.step` to `len(learning_rates)` updates; returns the state and the signal that ended it early.
 
     `state` is donated. `batches` is a Grain iterator when there are checkpoints, which hold its position. `place` puts
     a host batch on the devices. `trainable` is that of `make_train_step`. `evaluate(params)` runs every `eval_every`
     steps but the last; what it returns is logged. On SIGTERM or SIGINT the current step is finished and saved; of
-    several processes, all stop together at the step after the first to get the signal.
+    several processes, all stop together at the step after the first to get the signal, and one that stands still for
+    `stall_seconds` ends (see `Watchdog`).
 
     Raises:
       NonFiniteError: the loss, a gradient norm or a parameter norm is not finite.
@@ -159,10 +162,13 @@ def train(
 
     with contextlib.ExitStack() as stack:
         request, agree = stack.enter_context(stop_on_signal()), parallel.Agreement()
+        who = f"process {jax.process_index()} of {jax.process_count()}"
+        watchdog = stack.enter_context(Watchdog(stall_seconds if jax.process_count() > 1 else None, who))
         stopped_by = 0
         if profile is not None:
             stack.callback(profile.stop)
         for step in range(start + 1, steps + 1):
+            watchdog.at(step, "reading the batch of")
             try:
                 batch = place(next(batches))
             except StopIteration:
@@ -171,6 +177,7 @@ def train(
                 ) from None
             if profile is not None:
                 profile.before(step, state)
+            watchdog.at(step, "waiting for")
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = train_step(state, batch, jax.device_put(learning_rates[step - 1]))
             fetch()
@@ -182,16 +189,19 @@ def train(
             stopping = stopped_by != 0
             if evaluate is not None and eval_every and step % eval_every == 0 and step < steps and not stopping:
                 fetch()
+                watchdog.at(step, "evaluating after")
                 found = evaluate(state.params)
                 log.record(step, found)
                 log.note(f"step {step}/{steps}  " + "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
                 log.restart_clock()
             if checkpoints is not None and (stopping or step == steps or checkpoints.due(step)):
                 fetch()
+                watchdog.at(step, "saving")
                 checkpoints.save(step, state, batches)
                 log.restart_clock()
             if stopping:
                 break
+        watchdog.at(steps, "waiting for")
         fetch()
         stopped_by = stopped_by or agree(request.received or 0, wait=True)  # while the last step was being saved
     return state, signal.Signals(stopped_by) if stopped_by else None

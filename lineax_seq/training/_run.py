@@ -168,6 +168,7 @@ class Run:
                     profile=self._profile,
                     place=lambda batch: self._placement.batch(batch, self._reading),
                     trainable=self._trainable,
+                    stall_seconds=training.stall_seconds,
                 )
                 if self.stopped_by is not None:
                     return None
