@@ -37,6 +37,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def report(run: Run, result: Result) -> None:
+    assert isinstance(run.config, TextConfig)
     measured = result.measured
     ours = {f"this model ({run.config.model.pattern})": measured["bits_per_byte"]}
     print(comparison_table(ours, measured["compressors"]))

@@ -90,7 +90,7 @@ class TextTask(DecoderTask):
 
     def describe(self, steps: int) -> str:
         model, tokens = self.config.model, self._corpus.train.num_tokens
-        per_step = self.config.training.batch_size * self.row_length
+        per_step = self.config.training.batch_size * self.config.data.context
         return (
             f"pattern {model.pattern} of {model.linear_layer} (L) and softmax attention (N); {tokens:,} training "
             f"tokens, {per_step:,} a step, {steps * per_step / tokens:.2f} epochs"

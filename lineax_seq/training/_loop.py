@@ -21,7 +21,7 @@ from .. import parallel
 from ._checkpoint import Checkpoints
 from ._metrics import RunLog
 from ._step import TrainState, TrainStep, state_leaf_names
-from ._task import Batch
+from ._task import Batch, BatchIterator
 from ._watchdog import Watchdog
 
 
@@ -117,7 +117,7 @@ class Profile:
 def train(
     state: TrainState,
     train_step: TrainStep,
-    batches: Iterator[Batch],
+    batches: Iterator[Batch] | BatchIterator,
     *,
     learning_rates: np.ndarray,
     log: RunLog,

@@ -47,7 +47,7 @@ class Placement:
             )
         if mesh is not None and length is None:
             raise ValueError("mesh: only rows of tokens, [B, T], are split, and this task has others; leave mesh None")
-        self.mesh, self._length = mesh, length
+        self.mesh, self._length = mesh, length or 0
         self._optimizer, self._trainable, self.shapes = optimizer, trainable, params
         self.shardings = None
         if mesh is not None:

@@ -206,10 +206,10 @@ class Run:
 
     def _resolve(self, sample: Batch) -> dict[str, Any]:
         """What a new run settles once and for all."""
-        training = self.config.training
+        training, limit = self.config.training, self.config.training.max_seconds
         settled = {
             "seed": secrets.randbits(31) if training.seed is None else training.seed,
-            "steps": training.steps if training.max_seconds is None else self._steps_in_time(sample),
+            "steps": training.steps if limit is None else self._steps_in_time(sample, limit),
             **self.task.identity(),
         }
         try:
@@ -224,7 +224,7 @@ class Run:
         text, folder = self.config.training.profile_steps, self._directory / "profile"
         return None if text is None else Profile.parse(text, folder, start=start, steps=steps)
 
-    def _steps_in_time(self, sample: Batch) -> int:
+    def _steps_in_time(self, sample: Batch, max_seconds: float) -> int:
         """The steps asked for, or as many as `max_seconds` leaves time for."""
         training, state = self.config.training, self.new_state(0)
         step_seconds = seconds_per_step(self._step, state, sample)
@@ -234,7 +234,7 @@ class Run:
         end = time.monotonic()
         batches = math.ceil(min(training.eval_rows, self.task.evaluation_rows) / self._measured_rows)
         return steps_within(
-            training.max_seconds,
+            max_seconds,
             spent=end - self._begin,
             step_seconds=step_seconds,
             batch_seconds=end - begin,

@@ -131,7 +131,7 @@ def test_bad_flags_exit_2_and_say_what_to_do(more, message, tmp_path, capsys):
         train_lm.main(flags(tmp_path, *more))
     assert stop.value.code == 2
     output = capsys.readouterr()
-    assert message in output.err + output.out
+    assert message in re.sub(r"[\s│]+", " ", output.err + output.out)
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
