@@ -211,6 +211,46 @@ def test_a_run_directory_of_an_earlier_version_goes_on(whole, tmp_path, capsys):
     assert "has no field 'layers'" in capsys.readouterr().err
 
 
+def test_a_token_file_that_was_cut_short_is_refused(tmp_path, capsys):
+    assert train_lm.main(flags(tmp_path, "--training.samples", "0", steps=1)) == 0
+    (tokens,) = (tmp_path / "corpora").glob("*/train/tokens.bin")
+    os.truncate(tokens, tokens.stat().st_size // 2)
+    assert train_lm.main(flags(tmp_path, "--run-dir", str(tmp_path / "other"))) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "is damaged" in error
+    assert not (tmp_path / "other").exists()
+
+
+FULL = """
+mount -t tmpfs -o size={size} none {disk} || exit 99
+{python} -m experiments.train_lm "$@"
+status=$?
+mount -o remount,size=100m {disk} && {python} -m experiments.train_lm "$@" && cp -r {disk}/run {kept}
+exit $status
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["200k", "700k", "1100k"])
+def test_a_full_disk_ends_in_a_sentence_and_the_same_command_goes_on(whole, tmp_path, size):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if shutil.which("unshare") is None:
+        pytest.skip("a small disk needs the command unshare")
+    script = FULL.format(size=size, disk=disk, python=sys.executable, kept=tmp_path / "kept")
+    more = ["--run-dir", str(disk / "run"), "--training.keep-checkpoints", "9", "--training.checkpoint-every", "20"]
+    command = ["unshare", "--mount", "bash", "-c", script, "train", *flags(tmp_path, *more)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=900)
+    if done.returncode in (1, 99) and "unshare" in done.stderr or done.returncode == 99:
+        pytest.skip("a small disk needs the right to mount one")
+    assert done.returncode in (1, 2), done.stderr
+    assert "No space left on device; make room, then the same command goes on" in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    kept = [(r["step"], r["loss"]) for r in read_metrics(tmp_path / "kept") if "loss" in r]
+    assert kept == losses(whole)
+
+
 def test_frozen_parameters_of_a_model(tmp_path):
     assert train_lm.main(flags(tmp_path, "--freeze", "embed*", steps=3)) == 0
     model, _, _ = load_language_model(tmp_path / "run")
