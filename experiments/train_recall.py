@@ -7,8 +7,11 @@ Command    python -m experiments.train_recall
            python -m experiments.train_recall --model.pattern N          (softmax attention, the comparison)
            python -m experiments.train_recall --help                     (everything that can be changed)
 Hardware   2 CPU cores, about a minute.
-Expected   delta rule > gated linear attention, whose states are as large; all the less the more pairs there are.
-Measured   MEASURED
+Expected   The delta rule, which overwrites what a key held before, learns it first; accuracy falls with the pairs.
+Measured   4 / 8 / 16 pairs after 200 steps: delta_net 100.0 / 98.1 / 86.7 %. In as many steps the others had not
+           begun to recall: gla 11.1 / 7.7 / 5.0, gated_delta_net 4.5 / 4.4 / 3.9, softmax attention 21.9 / 12.8 /
+           8.0 %. One seed, nothing tuned for any but the first; 1:24 in all on two cores that other work shared,
+           jax 0.12.0.1.
 
 Leaves runs/recall-PATTERN-LAYER: config.json, metrics.jsonl, tensorboard/, checkpoints/, recall.png, results.json.
 """
@@ -20,9 +23,11 @@ from lineax_seq.tasks import HybridConfig, RecallConfig, RecallTask
 from lineax_seq.training import OptimizerConfig, Result, Run, TrainingConfig, clock, run_command
 
 DEFAULT = RecallConfig(
-    model=HybridConfig(vocab_size=64, d_model=64, num_layers=2, pattern="L", linear_layer="delta_net", num_heads=2),
+    model=HybridConfig(
+        vocab_size=64, d_model=64, num_layers=2, pattern="L", linear_layer="delta_net", num_heads=2, head_dim=8
+    ),
     optimizer=OptimizerConfig(name="muon", learning_rate=1e-2, weight_decay=0.0),
-    training=TrainingConfig(steps=400, batch_size=32, eval_every=50, eval_rows=96, checkpoint_every=200),
+    training=TrainingConfig(steps=200, batch_size=32, eval_every=50, eval_rows=96, checkpoint_every=100),
 )
 
 

@@ -1,6 +1,7 @@
 """What a power cut, a full disk and a damaged file leave behind, and that a run goes on from there."""
 
 import errno
+import gc
 import json
 import os
 import shutil
@@ -72,10 +73,16 @@ DAMAGES = {
 }
 
 
-# A read that fails leaves tasks of the library's event loop behind.
+@pytest.fixture
+def leftovers():
+    """A read that fails leaves tasks of the library's event loop behind; they are collected before the test ends."""
+    yield
+    gc.collect()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning")
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_the_newest_whole_checkpoint_is_taken_and_said(run, whole, damage):
+def test_the_newest_whole_checkpoint_is_taken_and_said(run, whole, damage, leftovers):
     damage(run / "checkpoints" / "10")
     state, notes = stand_in.init_state(stand_in.init_params(), stand_in.TRANSFORM, seed=3), []
     batches = stand_in.iterator()
@@ -90,7 +97,7 @@ def test_the_newest_whole_checkpoint_is_taken_and_said(run, whole, damage):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning")
-def test_parameters_are_read_from_the_newest_whole_checkpoint(run):
+def test_parameters_are_read_from_the_newest_whole_checkpoint(run, leftovers):
     DAMAGES["without parameters"](run / "checkpoints" / "10")
     assert load_params(run / "checkpoints", stand_in.init_params())[0] == 5
     with pytest.raises(ValueError, match="no checkpoint that can be read .step 10"):
@@ -103,7 +110,8 @@ def test_parameters_are_read_from_the_newest_whole_checkpoint(run):
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["10", "5"]  # nothing was moved
 
 
-def test_a_checkpoint_of_another_model_is_not_taken_for_damaged(run):
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning")
+def test_a_checkpoint_of_another_model_is_not_taken_for_damaged(run, leftovers):
     like = jax.tree.map(lambda x: np.zeros((*x.shape, 2), x.dtype), stand_in.init_params())
     with pytest.raises(ValueError, match="no checkpoint that can be read"):
         load_params(run / "checkpoints", jax.device_put(like))
