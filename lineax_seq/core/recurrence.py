@@ -94,8 +94,8 @@ class Recurrence:
             takes as its third argument.
         special: None, or a cheaper form for some inputs.
         loops: whether `advance` is a loop over the chunk's tokens.
-        shares_heads: whether value heads of one key head share work. Where decays are per channel of a value head nothing
-            is shared, and queries and keys are repeated instead: arrays have an axis less then.
+        shares_heads: whether value heads of one key head share work. Where every value head has decays of its own per
+            channel, nothing is shared; queries and keys are repeated then, and arrays have an axis less.
         scans_on_cpu: whether the token scan is the faster form there; then the chunk form is that scan.
     """
 

@@ -86,8 +86,8 @@ def running_sum(x: jax.Array) -> jax.Array:
 def pair_logs(g: jax.Array, of: str = "decay") -> jax.Array:
     """`[C, C]`: the log-decay from token j to a later token i, of log-decays `g [C]`; zero for j >= i.
 
-    Its gradient sums, for each gate, the pairs that it lies between, and no others: the difference of two cumulative sums
-    would leave their rounding errors in gradients that strong decays make small.
+    Its gradient sums, for each gate, the pairs that it lies between, and no others: the difference of two cumulative
+    sums would leave their rounding errors in gradients that strong decays make small.
     """
     sums = cumulated(g, of)
     logs = sums.at((slice(None), None)).minus(sums.at((None, slice(None))))

@@ -1,10 +1,10 @@
 """Family: one decay per key channel. S_t = diag(exp g_t) S_{t-1} + k_t v_t^T,  o_t = q_t S_t.
 
-Scores A_ij = sum_d q_id k_jd exp(G_i - G_j)_d for j <= i. Where no channel decays by more than e^-60 over a chunk (mild),
-one product (Q exp G) (K exp -G)^T makes them. Otherwise a chunk is cut into stretches of a few tokens. Pairs of one
-stretch take their own exponential; a pair of two stretches is joined at the start of the later one, by products whose
-exponents are never positive. Gradients have one shape in both: with dQ_i = sum_j dA_ij k_j exp(G_i - G_j) and dK likewise,
-dG = Q dQ - K dK.
+Scores A_ij = sum_d q_id k_jd exp(G_i - G_j)_d for j <= i. Where no channel decays by more than e^-60 over a chunk
+(mild), one product (Q exp G) (K exp -G)^T makes them. Otherwise a chunk is cut into stretches of a few tokens. Pairs of
+one stretch take their own exponential; a pair of two stretches is joined at the start of the later one, by products
+whose exponents are never positive. Gradients have one shape in both: with dQ_i = sum_j dA_ij k_j exp(G_i - G_j) and dK
+likewise, dG = Q dQ - K dK.
 """
 
 from collections.abc import Sequence
