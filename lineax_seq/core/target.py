@@ -41,9 +41,9 @@ class Groups:
 # since one would copy the state at every step and fill what it stacks results in with zeros first; programs grow with
 # their number. Forward alone, more than 16 chunks do not make the products faster, and leave the cache.
 CPU_GROUPS = Groups(tokens=1024, chunks=8, forward_chunks=16, keep_entries=False)
-# An accelerator needs many chunks to be busy: 512 of 64 tokens are several for each of an H100's 132 multiprocessors.
+# An accelerator needs many chunks to be busy: 256 of 64 tokens are two for each of an H100's 132 multiprocessors.
 # More of them would only take more memory, since a group's intermediate results exist all at once.
-ACCELERATOR_GROUPS = Groups(tokens=1 << 15)
+ACCELERATOR_GROUPS = Groups(tokens=1 << 14)
 
 
 @dataclasses.dataclass(frozen=True)
