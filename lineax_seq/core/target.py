@@ -26,9 +26,12 @@ class Groups:
     forward_chunks: int | None = None
     keep_entries: bool = True
 
-    def chunks_at_once(self, sequences: int, chunk_size: int, forward_alone: bool) -> int:
-        """Chunks of each of so many `sequences` (rows times heads) that a group holds, at least 1."""
-        limits = [self.tokens // (sequences * chunk_size)]
+    def chunks_at_once(self, sequences: int, chunk_size: int, states: int, forward_alone: bool) -> int:
+        """Chunks of each of so many `sequences` (rows times heads) that a group holds, at least 1.
+
+        Where chunks keep the states that enter them, several states count as tokens: four as much as one chunk's.
+        """
+        limits = [self.tokens // (sequences * chunk_size * max(1, states // 4 if self.keep_entries else 1))]
         if self.chunks is not None:
             limits.append(self.chunks)
         if forward_alone and self.forward_chunks is not None:
