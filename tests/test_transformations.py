@@ -195,7 +195,7 @@ def test_export_of_packed_rows():
 @every_family
 def test_forward_mode_derivatives_of_the_scan(operator, x64):
     """`jvp`, `jacfwd` and `hessian` against reverse mode."""
-    args = operator.example(jax.random.key(0), B=1, T=3, H=1, K=2, V=2, D=2, N=2, L=3, dtype=jnp.float64)
+    args = operator.example(jax.random.key(0), B=1, T=3, H=1, K=4, V=2, D=2, N=2, L=3, dtype=jnp.float64)
     first = next(iter(args))
     tangents = {n: jax.random.normal(jax.random.key(i), x.shape, x.dtype) for i, (n, x) in enumerate(args.items())}
     call = lambda args: operator(**args, form="scan")[0]  # noqa: E731
