@@ -15,7 +15,8 @@ from typing import Annotated
 import tyro
 
 from lineax_seq.models import generate
-from lineax_seq.training import load_language_model
+from lineax_seq.tasks import load_language_model
+from lineax_seq.training import plain_output, sentence
 
 
 @dataclass(frozen=True)
@@ -60,30 +61,35 @@ def stream(tokenizer, write):
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 if the run, its checkpoint or an option is refused."""
-    flags = tyro.cli(Flags, args=args, prog="python -m experiments.generate", description=__doc__.splitlines()[0])
-    try:
-        model, tokenizer, step = load_language_model(flags.run_dir, flags.step)
-        print(f"step {step} of {flags.run_dir}", file=sys.stderr)
-        take = stream(tokenizer, lambda text: print(text, end="", flush=True))
-        print(flags.prompt, end="", flush=True)
-        generate(
-            model,
-            [[tokenizer.bos_id, *tokenizer.encode(flags.prompt).tolist()]],
-            max_new_tokens=flags.max_new_tokens,
-            temperature=flags.temperature,
-            top_k=flags.top_k,
-            top_p=flags.top_p,
-            stop_tokens=[tokenizer.bos_id],
-            seed=flags.seed,
-            on_token=lambda tokens: take(tokens[0]),
-        )
-        take(None, last=True)
-        print()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Exit status: 0, 2 if the run, its checkpoint or an option is refused, 141 if nobody reads the text any more."""
+    with plain_output():
+        flags = tyro.cli(Flags, args=args, prog="python -m experiments.generate", description=__doc__.splitlines()[0])
+        try:
+            write(flags)
+        except (ValueError, NotImplementedError) as error:
+            print(f"error: {sentence(error)}", file=sys.stderr)
+            return 2
     return 0
+
+
+def write(flags: Flags) -> None:
+    model, tokenizer, step = load_language_model(flags.run_dir, flags.step)
+    print(f"step {step} of {flags.run_dir}", file=sys.stderr)
+    take = stream(tokenizer, lambda text: print(text, end="", flush=True))
+    print(flags.prompt, end="", flush=True)
+    generate(
+        model,
+        [[tokenizer.bos_id, *tokenizer.encode(flags.prompt).tolist()]],
+        max_new_tokens=flags.max_new_tokens,
+        temperature=flags.temperature,
+        top_k=flags.top_k,
+        top_p=flags.top_p,
+        stop_tokens=[tokenizer.bos_id],
+        seed=flags.seed,
+        on_token=lambda tokens: take(tokens[0]),
+    )
+    take(None, last=True)
+    print()
 
 
 if __name__ == "__main__":

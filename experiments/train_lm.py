@@ -17,66 +17,35 @@ Leaves runs/NAME: config.json, metrics.jsonl, tensorboard/, checkpoints/, loss.p
 The same command after an interruption goes on where the last checkpoint was; Ctrl-C and SIGTERM save first.
 """
 
-import signal
 import sys
-import time
 from collections.abc import Sequence
 
-from lineax_seq import parallel
-from lineax_seq.models import DecoderConfig
-from lineax_seq.training import (
-    LanguageModelConfig,
-    LanguageModelRun,
-    NonFiniteError,
-    OptimizerConfig,
-    Result,
-    TrainingConfig,
-    clock,
-    comparison_table,
-    parse_flags,
-)
+from lineax_seq.tasks import HybridConfig, TextConfig, TextTask, TextTrainingConfig, comparison_table
+from lineax_seq.training import OptimizerConfig, Result, Run, clock, run_command
 
-DEFAULT = LanguageModelConfig(
-    model=DecoderConfig(vocab_size=4096, d_model=128, num_layers=4, pattern="LLLN", num_heads=2),
+DEFAULT = TextConfig(
+    model=HybridConfig(vocab_size=4096, d_model=128, num_layers=4, pattern="LLLN", num_heads=2),
     optimizer=OptimizerConfig(name="muon", learning_rate=5e-3, weight_decay=0.1),
-    training=TrainingConfig(steps=2000, max_seconds=560.0, batch_size=2, eval_every=200),
+    training=TextTrainingConfig(steps=2000, max_seconds=560.0, batch_size=2, eval_every=200),
 )
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Exit status: 0 finished or saved on SIGTERM, 1 non-finite, 2 refused, 130 saved on Ctrl-C."""
-    begin = time.monotonic()
-    config = parse_flags(DEFAULT, args, program="python -m experiments.train_lm", description=__doc__.splitlines()[0])
-    job_of = config.distributed
-    try:
-        parallel.initialize(job_of.coordinator, job_of.processes, job_of.process_id, detect=job_of.detect)
-        job = LanguageModelRun(config, begin=begin)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
-        result = job.train()
-    except NonFiniteError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    shown = parallel.is_main()
-    if job.stopped_by is not None:
-        if shown:
-            print(f"stopped by {job.stopped_by.name}, saved; the same command goes on from there", file=sys.stderr)
-        return 130 if job.stopped_by is signal.SIGINT else 0
-    assert result is not None
-    if shown:
-        report(config, job, result)
-    return 0
+    """Exit status: 0 finished or saved on SIGTERM, 1 could not go on, 2 refused, 130 saved on Ctrl-C."""
+    program, description = "python -m experiments.train_lm", __doc__.splitlines()[0]
+    return run_command(DEFAULT, TextTask, report, args, program=program, description=description)
 
 
-def report(config: LanguageModelConfig, job: LanguageModelRun, result: Result) -> None:
-    print(comparison_table({f"this model ({config.model.pattern})": result.bits_per_byte}, result.compressors))
+def report(run: Run, result: Result) -> None:
+    assert isinstance(run.config, TextConfig)
+    measured = result.measured
+    ours = {f"this model ({run.config.model.pattern})": measured["bits_per_byte"]}
+    print(comparison_table(ours, measured["compressors"]))
     print(
         f"{result.parameters:,} parameters, {result.steps} steps, {result.tokens_per_second:,.0f} tokens/s, "
         f"{clock(result.seconds)} in all"
     )
-    print(f'{job.run.path}: try  python -m experiments.generate {job.run.path} --prompt "My fellow citizens"')
+    print(f'{run.path}: try  python -m experiments.generate {run.path} --prompt "My fellow citizens"')
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .layout import MappedForm, Layout, pad_time
+from .layout import Layout, MappedForm, pad_time
 from .recurrence import Form, Recurrence
 from .target import Target
 from .typing import Inputs, State

@@ -54,7 +54,17 @@ def chunk(
     """
     if _scans(recurrence, target):
         return scan(recurrence, scale, xs, reset, state)
-    return _chunk(recurrence, target, scale, chunk_size, xs, reset, state, factors)
+    return _chunk(recurrence, target, scale, chunk_size, _own_heads(recurrence, xs), reset, state, factors)
+
+
+def _own_heads(recurrence: Recurrence, xs: Inputs) -> Inputs:
+    """Queries and keys for every value head, where these share nothing."""
+    n = Layout.of(recurrence, xs).n
+    if recurrence.shares_heads or n == 1:
+        return xs
+    shared = {name for name in xs if recurrence.head_letter(name) == "H"}
+    axis = lambda name: 2 if name in recurrence.fields else 0  # noqa: E731
+    return {name: jnp.repeat(x, n, axis=axis(name)) if name in shared else x for name, x in xs.items()}
 
 
 def _scans(recurrence: Recurrence, target: Target) -> bool:
@@ -94,4 +104,5 @@ def chunk_factors(
     """
     if _scans(recurrence, target):
         return None
+    xs = _own_heads(recurrence, xs)
     return chunked.factors(chunked.plan(recurrence, scale, chunk_size, target, xs), xs, reset)

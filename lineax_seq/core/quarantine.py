@@ -1,9 +1,9 @@
 """What is not finite in one document of a packed row stays in it.
 
-Matrix products multiply what a mask has set to zero, and zero times NaN is NaN. So before anything is multiplied, tokens
-that hold a NaN or an infinity become zeros there, and so does a state. Afterwards the outputs that the token scan would
-have spoilt become NaN: those of such a token and of all later ones of its document, or of the whole document where
-tokens read the future. A value head counts as a whole: the scan may leave some of its channels finite.
+Matrix products multiply what a mask has set to zero, and zero times NaN is NaN. So before anything is multiplied, zeros
+take the place of every NaN and infinity in tokens and states. Afterwards the outputs that the token scan would have
+spoilt become NaN: those of such a token and of all later ones of its document, or of the whole document where tokens
+read the future. A value head counts as a whole: the scan may leave some of its channels finite.
 """
 
 import functools

@@ -90,10 +90,12 @@ class Recurrence:
         prepare, advance, readout: the chunk form, see the module's docstring; None takes the derived default.
             `keep` is None or a boolean `[C]`, False where a document starts.
         adjoint: None, or the way back through `advance` written out.
-        decide: None, or all fields of a group of chunks, `[B, N, C, heads, ...]` -> a boolean scalar that `prepare` takes
-            as its third argument.
+        decide: None, or all fields of a group of chunks, `[B, N, C, heads, ...]` -> a boolean scalar that `prepare`
+            takes as its third argument.
         special: None, or a cheaper form for some inputs.
         loops: whether `advance` is a loop over the chunk's tokens.
+        shares_heads: whether value heads of one key head share work. Where every value head has decays of its own per
+            channel, nothing is shared; queries and keys are repeated then, and arrays have an axis less.
         scans_on_cpu: whether the token scan is the faster form there; then the chunk form is that scan.
     """
 
@@ -115,6 +117,7 @@ class Recurrence:
     decide: Callable[[Inputs], jax.Array] | None = None
     special: Special | None = None
     loops: bool = False
+    shares_heads: bool = True
     scans_on_cpu: bool = False
 
     @property

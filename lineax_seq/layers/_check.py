@@ -1,16 +1,6 @@
 """Refusals before tracing: every layer and model checks its static arguments through these."""
 
-from collections.abc import Iterable
-
 import jax.numpy as jnp
-
-from ..core.checks import nearest
-
-
-def unknown_name(caller: str, what: str, got: str, known: Iterable[str]) -> ValueError:
-    """The error for a name that is not one of `known`; it lists the nearest one."""
-    known = sorted(known)
-    return ValueError(f"{caller}: {what} is {got!r}{nearest(got, known)}, wants one of {', '.join(map(repr, known))}.")
 
 
 def check_positive(caller: str, **sizes: int | None) -> None:

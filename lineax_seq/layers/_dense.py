@@ -12,6 +12,8 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from ..parallel.varying import vary, varying
+
 PROJECTION = "projection"
 
 
@@ -40,6 +42,8 @@ def _dot_general(x, kernel, dimension_numbers, precision=None, out_sharding=None
             f"dense: dimension_numbers={dimension_numbers}, out_sharding={out_sharding}; wants the last axis of x "
             "against the first of the kernel and no out_sharding (constrain the result instead)."
         )
+    # a kernel that all shards share gets the sum of their gradients
+    x, kernel = vary((x, kernel), varying((x, kernel)))
     return checkpoint_name(_project(x, kernel, precision), PROJECTION)
 
 

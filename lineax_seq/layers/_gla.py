@@ -6,115 +6,84 @@
 Source: Yang et al. 2023, arXiv:2312.06635, the section on the GLA Transformer.
 """
 
-import functools
+import dataclasses
+from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
 
 from ..recurrences import gla
-from ._check import check_positive
-from ._conv import ShortConv
-from ._dense import dense
-from ._init import NORMAL
-from ._linear import LinearLayer
-from ._norm import GatedRMSNorm, wide
+from ._config import RecurrentConfig, channels
+from ._context import Context
+from ._mixer import Mixer
+from ._norm import wide
+from ._parts import ZEROS, Parts, heads, merged
+from ._tap import Taps
 
 
-class GatedLinearAttention(LinearLayer):
-    """Gated linear attention, `[B, T, D] -> [B, T, D]`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GatedLinearAttentionConfig(RecurrentConfig):
+    """Gated linear attention.
 
-    Args:
-        d_model: D.
+    Attributes:
         num_heads: H.
         head_dim: key channels per head K; None is `expand_k · D / H`.
         expand_k, expand_v: width of all keys and of all values over D.
         gate_rank: columns of W_1.
         gate_normalizer: divides the log-decay, so that it starts near 0.
         conv_width: of short convolutions (with silu) on q, k, v; None leaves them out, as in the paper.
-        form, chunk_size, implementation: of the recurrence.
-
-    Raises:
-        ValueError: sizes that do not fit each other.
     """
 
-    recurrence = gla
+    name: ClassVar[str] = "gla"
+    num_heads: int = 4
+    head_dim: int | None = None
+    expand_k: float = 0.5
+    expand_v: float = 1.0
+    gate_rank: int = 16
+    gate_normalizer: float = 16.0
+    conv_width: int | None = None
 
-    def __init__(
-        self,
-        d_model: int,
-        *,
-        num_heads: int,
-        head_dim: int | None = None,
-        expand_k: float = 0.5,
-        expand_v: float = 1.0,
-        gate_rank: int = 16,
-        gate_normalizer: float = 16.0,
-        conv_width: int | None = None,
-        norm_eps: float = 1e-5,
-        form: str = "chunk",
-        chunk_size: int | None = None,
-        implementation: str | None = None,
-        kernel_init=NORMAL,
-        out_init=None,
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(d_model, form=form, chunk_size=chunk_size, implementation=implementation, dtype=dtype)
-        name = "GatedLinearAttention"
-        sizes = dict(d_model=d_model, num_heads=num_heads, head_dim=head_dim)
-        check_positive(name, **sizes, gate_rank=gate_rank, conv_width=conv_width)
-        K = head_dim or head_width(name, "expand_k", expand_k, d_model, num_heads)
-        V = head_width(name, "expand_v", expand_v, d_model, num_heads)
-        project = functools.partial(dense, dtype=dtype, param_dtype=param_dtype, kernel_init=kernel_init, rngs=rngs)
-        self.q_proj = project(d_model, num_heads * K)
-        self.k_proj = project(d_model, num_heads * K)
-        self.v_proj = project(d_model, num_heads * V)
-        self.decay_down_proj = project(d_model, gate_rank)
-        self.decay_up_proj = project(gate_rank, num_heads * K, use_bias=True)
-        self.gate_proj = project(d_model, num_heads * V)
-        self.o_norm = GatedRMSNorm(V, eps=norm_eps, dtype=dtype, param_dtype=param_dtype)
-        out = functools.partial(project, kernel_init=out_init or kernel_init)
-        self.o_proj = out(num_heads * V, d_model)
-        self.convs = nnx.List()
-        if conv_width:
-            conv = functools.partial(ShortConv, width=conv_width, param_dtype=param_dtype, rngs=rngs)
-            self.convs = nnx.List([conv(num_heads * width) for width in (K, K, V)])
-        self.num_heads, self.key_dim, self.value_dim, self.gate_normalizer = num_heads, K, V, gate_normalizer
+    def sizes(self, d_model: int) -> dict[str, int]:
+        return attention_sizes(self, d_model)
 
-    def convolutions(self) -> tuple[ShortConv, ...]:
-        return tuple(self.convs)
+    def build(self, parts: Parts) -> "GatedLinearAttention":
+        return GatedLinearAttention(self, parts)
 
-    def tokens(self, x: jax.Array, convolve) -> tuple[jax.Array, ...]:
-        def heads(y):
-            return y.reshape(*y.shape[:2], self.num_heads, -1)
 
+def attention_sizes(config, d_model: int) -> dict[str, int]:
+    """Sizes from `num_heads`, `head_dim`, `expand_k` and `expand_v`, as many value heads as key heads."""
+    caller, H = type(config).__name__, config.num_heads
+    of_width = f"of d_model={d_model} over num_heads={H}"
+    K = config.head_dim or channels(caller, f"expand_k={config.expand_k} {of_width}", config.expand_k * d_model / H)
+    V = channels(caller, f"expand_v={config.expand_v} {of_width}", config.expand_v * d_model / H)
+    return {"H": H, "HV": H, "K": K, "V": V}
+
+
+class GatedLinearAttention(Mixer):
+    """Gated linear attention, `[B, T, D] -> [B, T, D]`."""
+
+    operator = gla
+
+    def __init__(self, config: GatedLinearAttentionConfig, parts: Parts):
+        H, _, K, V = config.sizes(parts.d_model).values()
+        self.q_proj = parts.project(H * K)
+        self.k_proj = parts.project(H * K)
+        self.v_proj = parts.project(H * V)
+        self.decay = parts.low_rank(config.gate_rank, H * K, kind="decay", bias_init=ZEROS)
+        self.gate_proj = parts.project(H * V)
+        self.o_norm = parts.gated_norm(V)
+        self.o_proj = parts.out(H * V)
+        widths = {"q": H * K, "k": H * K, "v": H * V}
+        taps = {name: parts.conv(w, config.conv_width) for name, w in widths.items()} if config.conv_width else {}
+        super().__init__(config, parts, taps)
+
+    def arguments(self, x: jax.Array, taps: Taps, context: Context, shared):
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        if self.convs:
-            q, k, v = convolve(0, q), convolve(1, k), convolve(2, v)
-        logits = wide(self.decay_up_proj(self.decay_down_proj(x)))
-        g = jax.nn.log_sigmoid(logits) / self.gate_normalizer
-        return heads(q), heads(k), heads(v), heads(g)
+        if self.config.conv_width:
+            q, k, v = taps("q", q), taps("k", k), taps("v", v)
+        g = jax.nn.log_sigmoid(wide(self.decay(x))) / self.config.gate_normalizer
+        H = self.config.num_heads
+        return dict(q=heads(q, H), k=heads(k, H), v=heads(v, H), g=heads(g, H)), shared
 
-    def output(self, o: jax.Array, x: jax.Array) -> jax.Array:
-        gate = self.gate_proj(x).reshape(o.shape)
-        return self.o_proj(self.o_norm(o, gate).reshape(*o.shape[:2], -1))
-
-    def state_shape(self, batch: int) -> tuple[int, ...]:
-        return (batch, self.num_heads, self.key_dim, self.value_dim)
-
-
-def head_width(caller: str, what: str, expand: float, d_model: int, num_heads: int) -> int:
-    """`expand · d_model / num_heads`.
-
-    Raises:
-        ValueError: it is not a whole number of at least 1.
-    """
-    width = expand * d_model / num_heads
-    if width < 1 or width != int(width):
-        raise ValueError(
-            f"{caller}: {what}={expand} of d_model={d_model} over num_heads={num_heads} is {width} channels per head; "
-            "choose numbers that make it whole."
-        )
-    return int(width)
+    def output(self, o: jax.Array, x: jax.Array, arguments: dict[str, jax.Array]) -> jax.Array:
+        gate = heads(self.gate_proj(x), self.config.num_heads)
+        return self.o_proj(merged(self.o_norm(o, gate)))

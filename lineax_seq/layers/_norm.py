@@ -1,7 +1,7 @@
-"""Root-mean-square normalisation, plain and gated, and L2 normalisation: statistics in float32, eps inside the root.
+"""Norms over the last axis: statistics in float32, eps inside the root.
 
-Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4; the gated form norm(x)·silu(gate) as in GLA (arXiv:2312.06635)
-and Gated DeltaNet (arXiv:2412.06464).
+Source: RMSNorm, Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4; the gated form norm(x)·silu(gate) as in GLA
+(arXiv:2312.06635) and Gated DeltaNet (arXiv:2412.06464); LayerNorm, Ba et al. 2016, arXiv:1607.06450, eq. 4.
 """
 
 import jax
@@ -30,11 +30,15 @@ def l2_normalize(x: jax.Array, eps: float = 1e-6) -> jax.Array:
 
 
 class RMSNorm(nnx.Module):
-    """RMSNorm with a learned scale over the last axis: `[..., D] -> [..., D]` in `dtype` (None: that of x)."""
+    """RMSNorm with a learned scale: `[..., D] -> [..., D]` in `dtype` (None: that of x).
 
-    def __init__(self, width: int, *, eps: float = 1e-5, dtype=None, param_dtype=jnp.float32):
-        check_positive(type(self).__name__, width=width)
-        self.scale = nnx.Param(jnp.ones((width,), param_dtype))
+    `shape` is (D,), or (H, D) for heads with scales of their own.
+    """
+
+    def __init__(self, *shape: int, eps: float = 1e-5, dtype=None, param_dtype=jnp.float32):
+        for width in shape:
+            check_positive(type(self).__name__, width=width)
+        self.scale = nnx.Param(jnp.ones(shape, param_dtype), kind="norm")
         self.eps, self.dtype = eps, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -42,8 +46,23 @@ class RMSNorm(nnx.Module):
 
 
 class GatedRMSNorm(RMSNorm):
-    """RMSNorm(x) · silu(gate) over the last axis, the product in float32: `[..., D], [..., D] -> [..., D]`."""
+    """RMSNorm(x) · silu(gate), the product in float32: `[..., D], [..., D] -> [..., D]`."""
 
-    def __call__(self, x: jax.Array, gate: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, gate: jax.Array) -> jax.Array:  # pyrefly: ignore
         y = rms_norm(x, self.scale[...], self.eps) * jax.nn.silu(wide(gate))
+        return y.astype(self.dtype or x.dtype)
+
+
+class LayerNorm(RMSNorm):
+    """LayerNorm: the mean is taken off first, and a shift is added where `use_bias`. Over heads it is a group norm."""
+
+    def __init__(self, *shape: int, use_bias: bool = True, eps: float = 1e-5, dtype=None, param_dtype=jnp.float32):
+        super().__init__(*shape, eps=eps, dtype=dtype, param_dtype=param_dtype)
+        self.bias = nnx.Param(jnp.zeros(shape, param_dtype), kind="norm") if use_bias else nnx.data(None)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        centred = wide(x) - jnp.mean(wide(x), -1, keepdims=True)
+        y = rms_norm(centred, self.scale[...], self.eps)
+        if self.bias is not None:
+            y = y + wide(self.bias[...])
         return y.astype(self.dtype or x.dtype)

@@ -17,6 +17,8 @@ from ..layers._check import check_positive
 from ._decoder import Decoder
 from ._sampling import sample
 
+_SEEDS = 2**32  # what a key tells apart
+
 
 def padded_length(n: int) -> int:
     """The least length >= n of the form 4·2^a .. 7·2^a, at least 16: few lengths to compile for, a quarter of waste."""
@@ -78,7 +80,8 @@ def generate(
         top_k: draw from the k most probable tokens.
         top_p: draw from the fewest tokens whose probabilities sum to at least this.
         stop_tokens: token ids that end a continuation.
-        seed: of the draws; one per prompt, or one for all, from which each prompt gets its own by its place.
+        seed: of the draws, 0 to 2^32 - 1; one per prompt, or one for all, from which each prompt gets its own by its
+            place.
         on_token: called after every token with one entry per prompt, None for those that have ended.
 
     Raises:
@@ -92,7 +95,7 @@ def generate(
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
     if isinstance(seed, int | np.integer):
-        keys = jax.random.split(jax.random.key(seed), len(prompts))
+        keys = jax.random.split(jax.random.key(np.uint32(seed)), len(prompts))
     else:
         keys = jax.vmap(jax.random.key)(np.array(seed, np.uint32))
 
@@ -129,5 +132,9 @@ def _check(vocab_size, prompts, max_new_tokens, temperature, top_k, top_p, stop_
         raise ValueError(f"generate: top_p is {top_p!r}, wants a probability above 0 and at most 1.")
     if temperature == 0 and (top_k is not None or top_p is not None):
         raise ValueError("generate: temperature=0 takes the most probable token; leave out top_k and top_p.")
-    if np.ndim(seed) and len(seed) != len(prompts):
-        raise ValueError(f"generate: {len(seed)} seeds for {len(prompts)} prompts; give one for each, or one int.")
+    seeds = [seed] if isinstance(seed, int | np.integer) else list(seed)
+    if len(seeds) != len(prompts) and not isinstance(seed, int | np.integer):
+        raise ValueError(f"generate: {len(seeds)} seeds for {len(prompts)} prompts; give one for each, or one int.")
+    wrong = [s for s in seeds if not isinstance(s, int | np.integer) or not 0 <= s < _SEEDS]
+    if wrong:
+        raise ValueError(f"generate: seed {wrong[0]!r}, wants whole numbers from 0 to 2^32 - 1: others have no draws.")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..layers._check import check_positive
+from ..parallel.varying import vary, varying
 
 
 def cross_entropy(
@@ -28,7 +29,8 @@ def cross_entropy(
         hidden: [B, T, D] float32 or bfloat16; logits are `hidden @ head`: factors in that dtype, sums and softmax in
             float32.
         head: [D, vocab].
-        targets: int [B, T]; token t's is the token after it.
+        targets: int [B, T]; token t's is the token after it. Where the weight is 0 it may be any number, such as the
+            -100 of other libraries; elsewhere a target outside the vocabulary makes the sum NaN.
         weights: [B, T], 0 for tokens that do not count; None is 1 everywhere.
         chunk_size: tokens of each row whose logits exist at a time; None is all.
 
@@ -49,6 +51,12 @@ def cross_entropy(
     check_positive("cross_entropy", chunk_size=chunk_size)
     B, T, D = hidden.shape
     weights = jnp.ones((B, T), jnp.float32) if weights is None else weights.astype(jnp.float32)
+    outside = (targets < 0) | (targets >= head.shape[1])
+    # such a target has no logit: it counts for nothing or, with a weight, spoils the sum for all to see
+    counted = jnp.where(outside, jnp.where(weights == 0, 0.0, jnp.nan), weights)
+    targets = jnp.where(outside, 0, targets)
+    everything = hidden, head, targets, counted  # where time is split, a head that all shards share too
+    hidden, head, targets, counted = vary(everything, varying(everything))
     size = min(chunk_size or T, T)
     count = -(-T // size)
 
@@ -56,7 +64,7 @@ def cross_entropy(
         x = jnp.pad(x, [(0, 0), (0, count * size - T)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(B, count, size, *x.shape[2:]), 1, 0)
 
-    return _chunked(chunks(hidden), head, chunks(targets), chunks(weights)), jnp.sum(weights)
+    return _chunked(chunks(hidden), head, chunks(targets), chunks(counted)), jnp.sum(weights)
 
 
 def _nll(hidden, head, targets):
@@ -73,7 +81,7 @@ def _chunked(hidden, head, targets, weights):
         h, y, w = chunk
         return total + jnp.sum(_nll(h, head, y)[0] * w), None
 
-    return lax.scan(body, jnp.zeros((), jnp.float32), (hidden, targets, weights))[0]
+    return lax.scan(body, vary(jnp.zeros((), jnp.float32), varying(hidden)), (hidden, targets, weights))[0]
 
 
 def _forward(hidden, head, targets, weights):
@@ -91,7 +99,7 @@ def _forward(hidden, head, targets, weights):
         d_head += jnp.matmul(rows.T, d_rows, preferred_element_type=jnp.float32)
         return (total + jnp.sum(nll * w), d_head), (d_h, nll)
 
-    zero = jnp.zeros((), jnp.float32), jnp.zeros(head.shape, jnp.float32)
+    zero = vary((jnp.zeros((), jnp.float32), jnp.zeros(head.shape, jnp.float32)), varying(hidden))
     (total, d_head), (d_hidden, nll) = lax.scan(body, zero, (hidden, targets, weights))
     return total, (d_hidden, d_head.astype(head.dtype), nll)
 

@@ -26,8 +26,14 @@ def filter_top_p(logits: jax.Array, p: jax.Array | float) -> jax.Array:
 def sample(
     logits: jax.Array, keys: jax.Array, *, temperature: jax.Array | float, top_k: int | None, top_p: jax.Array | None
 ) -> jax.Array:
-    """One token per row of logits `[B, vocab]` with that row's key: int32 [B]. Greedy is the caller's `argmax`."""
-    logits = logits.astype(jnp.float32) / temperature
+    """One token per row of logits `[B, vocab]` with that row's key: int32 [B].
+
+    A temperature near 0 draws among the largest logits alone; 0 itself is the caller's `argmax`.
+    """
+    logits = logits.astype(jnp.float32)
+    # from the largest down, so that no temperature makes a logit overflow upwards; a normal number divides
+    below = logits - jnp.max(logits, -1, keepdims=True)
+    logits = below / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny)
     if top_k is not None:
         logits = filter_top_k(logits, top_k)
     if top_p is not None:

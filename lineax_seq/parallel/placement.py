@@ -1,8 +1,9 @@
-"""A call on arrays that lie split over a mesh: every device computes its own sequences and heads, and nothing is gathered.
+"""A call on arrays that are split over a mesh: every device computes its own sequences and heads.
 
-Sequences do not see each other, nor do heads, so a call whose batch or heads are split is that many smaller calls. On
-explicit axes (what `jax.make_mesh` gives) the arrays' types say how they are split. Automatic axes do not say it before
-the compiler has decided; there it may be told with `placed`, and otherwise the compiler splits the program itself.
+Sequences do not see each other, nor do heads, so a call whose batch or heads are split is that many smaller calls, and
+nothing is gathered. On explicit axes (what `jax.make_mesh` gives) the arrays' types say how they are split. Automatic
+axes do not say it before the compiler has decided; there it may be told with `placed`, and otherwise the compiler
+splits the program itself.
 """
 
 import contextlib

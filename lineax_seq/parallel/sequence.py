@@ -32,8 +32,8 @@ from jax.custom_derivatives import SymbolicZero
 
 from ..core import checks, forms, quarantine
 from ..core.layout import Layout
-from ..core.monoid import Monoid, Segmented, segmented
 from ..core.lowering import How, finished, form_of, prepared, resets
+from ..core.monoid import Monoid, Segmented, segmented
 from ..core.operator import Operator
 from ..core.recurrence import Recurrence
 from ..core.typing import Inputs, State, Summary

@@ -67,13 +67,15 @@ def until_exit(g: jax.Array) -> jax.Array:
 
 
 def running_sum(x: jax.Array) -> jax.Array:
-    """Sums over the tokens so far of `x [C, ...]`.
+    """Sums over the tokens so far of `x [C, ...]`, by products with ones.
 
-    In two stages, of a few tokens and of what came before these, it takes a fraction of the products.
+    Of channels in two stages, of a few tokens and of what came before these: a fraction of the products.
     """
     size = x.shape[0]
-    stage = min(STAGE, size)
     ones = lambda n, diagonal: jnp.tril(jnp.ones((n, n), x.dtype), diagonal)  # noqa: E731
+    if x.ndim < 3 and x[0].size < STAGE:
+        return jnp.tensordot(ones(size, 0), x, 1, precision=lax.Precision.HIGHEST)
+    stage = min(STAGE, size)
     parts = x.reshape(-1, stage, *x.shape[1:])
     own = jnp.einsum("ij,mj...->mi...", ones(stage, 0), parts, precision=lax.Precision.HIGHEST)
     before = jnp.einsum("mn,n...->m...", ones(size // stage, -1), own[:, -1], precision=lax.Precision.HIGHEST)
@@ -84,8 +86,8 @@ def running_sum(x: jax.Array) -> jax.Array:
 def pair_logs(g: jax.Array, of: str = "decay") -> jax.Array:
     """`[C, C]`: the log-decay from token j to a later token i, of log-decays `g [C]`; zero for j >= i.
 
-    Its gradient sums, for each gate, the pairs that it lies between, and no others: the difference of two cumulative sums
-    would leave their rounding errors in gradients that strong decays make small.
+    Its gradient sums, for each gate, the pairs that it lies between, and no others: the difference of two cumulative
+    sums would leave their rounding errors in gradients that strong decays make small.
     """
     sums = cumulated(g, of)
     logs = sums.at((slice(None), None)).minus(sums.at((None, slice(None))))

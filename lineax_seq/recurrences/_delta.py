@@ -139,6 +139,7 @@ def _delta(name: str, prepare: Callable, decide: Callable | None = None, **gates
         readout=readout,
         adjoint=Adjoint(_ready, _retreat, _gather),
         decide=decide,
+        shares_heads=decide is None,
     )
 
 

@@ -1,10 +1,10 @@
 """Family: one decay per key channel. S_t = diag(exp g_t) S_{t-1} + k_t v_t^T,  o_t = q_t S_t.
 
-Scores A_ij = sum_d q_id k_jd exp(G_i - G_j)_d for j <= i. Where no channel decays by more than e^-60 over a chunk (mild),
-one product (Q exp G) (K exp -G)^T makes them. Otherwise a chunk is cut into stretches of a few tokens. Pairs of one
-stretch take their own exponential; a pair of two stretches is joined at the start of the later one, by products whose
-exponents are never positive. Gradients have one shape in both: with dQ_i = sum_j dA_ij k_j exp(G_i - G_j) and dK likewise,
-dG = Q dQ - K dK.
+Scores A_ij = sum_d q_id k_jd exp(G_i - G_j)_d for j <= i. Where no channel decays by more than e^-60 over a chunk
+(mild), one product (Q exp G) (K exp -G)^T makes them. Otherwise a chunk is cut into stretches of a few tokens. Pairs of
+one stretch take their own exponential; a pair of two stretches is joined at the start of the later one, by products
+whose exponents are never positive. Gradients have one shape in both: with dQ_i = sum_j dA_ij k_j exp(G_i - G_j) and dK
+likewise, dG = Q dQ - K dK.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from ..core.monoid import DECAY, Affine
 from ..core.recurrence import Recurrence
 from ..core.typing import Inputs
 from . import _decay, _scalar
-from ._products import in_rows, in_rows_after, inner, outer, product
+from ._products import inner, outer, product
+from ._rows import branch
 
 # e^60 = 1e26 and e^-60 leave float32 twelve decimal orders for what they multiply.
 MILD_DECAY = 60.0
@@ -55,7 +55,7 @@ def mild(x: Inputs) -> jax.Array:
 @jax.custom_vjp
 def decayed(mild: jax.Array, reads: Sequence[jax.Array], writes: Sequence[jax.Array], g: jax.Array) -> Decayed:
     """Reads and writes, each `[C, K]`, under the same decays; `mild` says which of two exact ways is taken."""
-    return lax.cond(mild, in_rows_after(_mild), in_rows_after(_general), *in_rows((list(reads), list(writes), g)))
+    return branch(mild, _mild, _general, list(reads), list(writes), g)
 
 
 def _forward(mild, reads, writes, g):
@@ -69,8 +69,7 @@ def _backward(residuals, d: Decayed):
     their contributions to the decays' gradients would cancel up to a rounding error."""
     mild, reads, writes, g, result = residuals
     strict = d._replace(scores=jax.tree.map(lambda s: jnp.tril(s, -1), d.scores))
-    branches = in_rows_after(_mild_pull), in_rows_after(_general_pull)
-    d_reads, d_writes, d_sums = lax.cond(mild, *branches, *in_rows((reads, writes, g, result, strict)))
+    d_reads, d_writes, d_sums = branch(mild, _mild_pull, _general_pull, reads, writes, g, result, strict)
     itself = [[jnp.diagonal(s)[:, None] for s in row] for row in d.scores]
     through_exit = sum(map(jnp.multiply, result.writes, d.writes))
     (d_g,) = jax.linear_transpose(_decay.running_sum, g)(d_sums)
@@ -237,4 +236,5 @@ DIAGONAL_DECAY = Recurrence(
     advance=_scalar.advance,
     readout=readout,
     decide=mild,
+    shares_heads=False,
 )

@@ -5,31 +5,14 @@ XLA's CPU products run at half their speed when they read the left factor along 
 itself autodiff produces that order in a third of all products.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.layout import Layout, with_layout_constraint
 
 
 def columns(x: jax.Array) -> jax.Array:
     """`x^T`, to be a left factor: on a CPU made before the product reads it, elsewhere as the compiler likes."""
     return lax.platform_dependent(x, cpu=lambda x: lax.optimization_barrier(x.T), default=jnp.transpose)
-
-
-def in_rows(tree):
-    """Arrays as they are, laid out row by row.
-
-    For what enters and leaves a branch: the compiler lays both sides out apart, and left to itself copies on both.
-    """
-    row_by_row = lambda x: with_layout_constraint(x, Layout(tuple(range(x.ndim))))  # noqa: E731
-    return jax.tree.map(lambda x: lax.platform_dependent(x, cpu=row_by_row, default=lambda x: x), tree)
-
-
-def in_rows_after(fn: Callable) -> Callable:
-    """`fn` with results laid out row by row."""
-    return lambda *args: in_rows(fn(*args))
 
 
 @jax.custom_vjp

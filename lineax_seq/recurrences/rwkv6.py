@@ -39,6 +39,7 @@ DIAGONAL_DECAY_BONUS = Recurrence(
     init_state=_scalar.init_state,
     prepare=_prepare,
     decide=_diagonal.mild,
+    shares_heads=False,
     advance=_scalar.advance,
     readout=_diagonal.readout,
 )

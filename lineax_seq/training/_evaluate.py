@@ -1,62 +1,50 @@
-"""Held-out text in bits per byte: every token predicted once, whatever the tokenizer.
+"""A task's loss and metrics over many batches: compiled once, summed in float64."""
 
-bits per byte = (sum of nll in nats) / (ln 2 * UTF-8 bytes of the text); comparable with a compressor's output size.
-"""
-
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from ._step import Batch, LossFunction
+from ._placement import Placement
+from ._step import LossFunction
+from ._task import Batch, Reading
 
 PyTree = Any
 T = TypeVar("T")
 
 
-def bits_per_byte(nll: float, num_bytes: float) -> float:
-    """Bits per byte of a text of `num_bytes` whose tokens have the negative log-likelihood `nll` (nats) in sum."""
-    return nll / (math.log(2.0) * num_bytes)
-
-
 class Evaluator:
-    """`evaluator(params, batches)` -> {"eval_loss": nats per token, "eval_bits_per_byte": ...}; compiles once.
-
-    `bytes_per_target` is the held-out text's UTF-8 bytes over its number of targets: with all batches the result is
-    exact, with some of them it estimates the whole. Sums over batches are float64.
+    """`evaluator(params, batches)` -> (mean loss, {metric: its mean}); the batches are read as `reading` says.
 
     Raises:
-      ValueError: the batches have no target.
+      ValueError: the batches have no weight.
     """
 
-    def __init__(
-        self,
-        loss_function: LossFunction,
-        *,
-        bytes_per_target: float,
-        place: Callable[[Batch], Batch] = lambda batch: batch,
-    ):
-        self._bytes_per_target, self._place = bytes_per_target, place
+    def __init__(self, loss_function: LossFunction, placement: Placement, reading: Reading):
+        self.reading, self._placement = reading, placement
         key = jax.random.key(0)
         self._sums = jax.jit(lambda params, batch: loss_function(params, batch, key))
 
-    def __call__(self, params: PyTree, batches: Sequence[Batch]) -> dict[str, float]:
+    def __call__(self, params: PyTree, batches: Sequence[Batch]) -> tuple[float, dict[str, float]]:
         # Sums are fetched one batch late, as in training: the next batch is read while the device works.
-        nll, targets, pending = 0.0, 0.0, []
+        total, pending = None, []
+
+        def fetch():
+            nonlocal total
+            found = jax.tree.map(np.float64, jax.device_get(pending.pop(0)))
+            total = found if total is None else jax.tree.map(np.add, total, found)
+
         for batch in batches:
-            pending.append(self._sums(params, self._place(batch)))
+            pending.append(self._sums(params, self._placement.batch(batch, self.reading)))
             if len(pending) == 2:
-                nll, targets = np.add((nll, targets), jax.device_get(pending.pop(0)), dtype=np.float64)
-        for sums in pending:
-            nll, targets = np.add((nll, targets), jax.device_get(sums), dtype=np.float64)
-        if not targets:
-            raise ValueError("Evaluator: the batches have no token to predict; give held-out text")
-        return {
-            "eval_loss": float(nll / targets),
-            "eval_bits_per_byte": float(bits_per_byte(nll, targets * self._bytes_per_target)),
-        }
+                fetch()
+        while pending:
+            fetch()
+        if total is None or not total[0][1]:
+            raise ValueError("Evaluator: the batches have nothing to predict (all weights are 0); give held-out data")
+        (loss, weight), metrics = total
+        return float(loss / weight), {name: float(value / count) for name, (value, count) in metrics.items()}
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:

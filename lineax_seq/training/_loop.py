@@ -20,7 +20,9 @@ import numpy as np
 from .. import parallel
 from ._checkpoint import Checkpoints
 from ._metrics import RunLog
-from ._step import Batch, TrainState, TrainStep, state_leaf_names
+from ._step import TrainState, TrainStep, state_leaf_names
+from ._task import Batch, BatchIterator
+from ._watchdog import Watchdog
 
 
 class NonFiniteError(FloatingPointError):
@@ -115,7 +117,7 @@ class Profile:
 def train(
     state: TrainState,
     train_step: TrainStep,
-    batches: Iterator[Batch],
+    batches: Iterator[Batch] | BatchIterator,
     *,
     learning_rates: np.ndarray,
     log: RunLog,
@@ -123,21 +125,24 @@ def train(
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     eval_every: int | None = None,
     profile: Profile | None = None,
-    place: Callable[[Batch], Batch] = lambda batch: batch,
+    place: Callable[[Batch], Batch] = jax.device_put,
+    trainable: Any = None,
+    stall_seconds: float | None = None,
 ) -> tuple[TrainState, signal.Signals | None]:
     """Train from `state.step` to `len(learning_rates)` updates; returns the state and the signal that ended it early.
 
     `state` is donated. `batches` is a Grain iterator when there are checkpoints, which hold its position. `place` puts
-    a host batch on the devices. `evaluate(params)` runs every `eval_every` steps but the last; what it returns is
-    logged. On SIGTERM or SIGINT the current step is finished and saved; of several processes, all stop together at the
-    step after the first to get the signal.
+    a host batch on the devices. `trainable` is that of `make_train_step`. `evaluate(params)` runs every `eval_every`
+    steps but the last; what it returns is logged. On SIGTERM or SIGINT the current step is finished and saved; of
+    several processes, all stop together at the step after the first to get the signal, and one that stands still for
+    `stall_seconds` ends (see `Watchdog`).
 
     Raises:
       NonFiniteError: the loss, a gradient norm or a parameter norm is not finite.
       ValueError: the data ended before the steps did.
     """
-    start, steps = int(state.step), len(learning_rates)
-    leaf_names = state_leaf_names(state.params)
+    start, steps = int(jax.device_get(state.step)), len(learning_rates)
+    leaf_names = state_leaf_names(state.params, trainable)
     pending: tuple[int, dict[str, jax.Array]] | None = None
 
     def fetch() -> None:
@@ -157,10 +162,13 @@ def train(
 
     with contextlib.ExitStack() as stack:
         request, agree = stack.enter_context(stop_on_signal()), parallel.Agreement()
+        who = f"process {jax.process_index()} of {jax.process_count()}"
+        watchdog = stack.enter_context(Watchdog(stall_seconds if jax.process_count() > 1 else None, who))
         stopped_by = 0
         if profile is not None:
             stack.callback(profile.stop)
         for step in range(start + 1, steps + 1):
+            watchdog.at(step, "reading the batch of")
             try:
                 batch = place(next(batches))
             except StopIteration:
@@ -169,8 +177,9 @@ def train(
                 ) from None
             if profile is not None:
                 profile.before(step, state)
+            watchdog.at(step, "waiting for")
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, metrics = train_step(state, batch, learning_rates[step - 1])
+                state, metrics = train_step(state, batch, jax.device_put(learning_rates[step - 1]))
             fetch()
             pending = (step, metrics)
             if profile is not None:
@@ -180,16 +189,19 @@ def train(
             stopping = stopped_by != 0
             if evaluate is not None and eval_every and step % eval_every == 0 and step < steps and not stopping:
                 fetch()
+                watchdog.at(step, "evaluating after")
                 found = evaluate(state.params)
                 log.record(step, found)
                 log.note(f"step {step}/{steps}  " + "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
                 log.restart_clock()
             if checkpoints is not None and (stopping or step == steps or checkpoints.due(step)):
                 fetch()
+                watchdog.at(step, "saving")
                 checkpoints.save(step, state, batches)
                 log.restart_clock()
             if stopping:
                 break
+        watchdog.at(steps, "waiting for")
         fetch()
         stopped_by = stopped_by or agree(request.received or 0, wait=True)  # while the last step was being saved
     return state, signal.Signals(stopped_by) if stopped_by else None
@@ -198,10 +210,10 @@ def train(
 def seconds_per_step(train_step: TrainStep, state: TrainState, batch: Batch, *, repeats: int = 3) -> float:
     """Seconds of one update, the median of `repeats`, on a copy of `state`: it compiles the step but trains nothing."""
     state = jax.tree.map(jnp.copy, state)
-    times = []
+    times, rate = [], jax.device_put(np.float32(0))
     for _ in range(repeats + 1):
         begin = time.perf_counter()
-        state, metrics = train_step(state, batch, np.float32(0))
+        state, metrics = train_step(state, batch, rate)
         jax.block_until_ready((state, metrics))
         times.append(time.perf_counter() - begin)
     return float(np.median(times[1:]))

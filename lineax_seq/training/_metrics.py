@@ -5,7 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from ._run_directory import write_atomically
@@ -21,10 +23,42 @@ def clock(seconds: float) -> str:
 
 
 def read_metrics(directory: str | Path) -> list[dict[str, float]]:
-    """The records of a run's metrics.jsonl in order; a last line that a kill cut short is left out."""
+    """The records of a run's metrics.jsonl in order.
+
+    Lines that a kill or a power cut damaged (cut short, full of zero bytes) are left out.
+    """
     file = Path(directory) / "metrics.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = file.read_bytes().splitlines() if file.exists() else []
+    return [record for line in lines if (record := _record(line)) is not None]
+
+
+def _record(line: bytes) -> dict[str, float] | None:
+    # A file system may have given the file its length before its content: zero bytes stand before what came later.
+    try:
+        record = json.loads(line.strip(b"\0"))
+    except ValueError:  # no JSON, or no UTF-8
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+class _TensorBoard:
+    """Writes scalars as TensorBoard events at the call. The library's own writer does so in a thread: when the disk is
+    full that thread ends, and the next calls wait for it for ever."""
+
+    def __init__(self, directory: Path, start: int):
+        directory.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(directory / "events"))
+        # Readers drop what a killed run wrote of steps that now come again.
+        self._write(start + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, name: str, value: float, step: int) -> None:
+        self._write(step, summary=scalar(name, value))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _write(self, step: int, **content) -> None:
+        self._writer.write_event(Event(wall_time=time.time(), step=step, **content))  # a date, not a duration
 
 
 class RunLog:
@@ -45,7 +79,7 @@ class RunLog:
         kept = [json.dumps(r) + "\n" for r in read_metrics(directory) if r["step"] <= start]
         write_atomically(directory / "metrics.jsonl", "".join(kept))
         self._file = open(directory / "metrics.jsonl", "a", encoding="utf-8", buffering=1)
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+        self._board = _TensorBoard(directory / "tensorboard", start)
         self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
 
     def __enter__(self) -> "RunLog":
@@ -53,10 +87,12 @@ class RunLog:
 
     def __exit__(self, *_) -> None:
         if self._enabled:
-            self._file.close()
-            self._board.close()
             if self._bar is not None:
                 self._bar.close()
+            try:
+                self._file.close()
+            finally:
+                self._board.close()
 
     @property
     def tokens_per_second(self) -> float:
@@ -99,7 +135,7 @@ class RunLog:
         if self._enabled:
             self._file.write(json.dumps({"step": step} | values) + "\n")
             for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+                self._board.add(name, value, step)
 
     def note(self, text: str) -> None:
         """Show a line, above the bar if there is one."""

@@ -1,10 +1,10 @@
 """Optimisers and learning-rate schedules: which parameter gets which update, decay and rate.
 
-Parameters fall into three kinds, by the name of their leaf and the shape of one layer of them:
+Parameters have kinds (`Task.kinds`), which say what becomes of them; names and shapes are not looked at:
 
-    matrix     kernels of projections, [.., in, out]: Muon's orthogonalised update (or Adam), weight decay
-    embedding  token embeddings and the head: Adam, weight decay only on request
-    other      norms, biases, A_log, dt_bias, convolutions, gates with one output per head: Adam, no weight decay
+    matrix      maps between feature spaces, [.., in, out]: Muon's orthogonalised update (or Adam), weight decay
+    embedding, head    Adam, weight decay only on request
+    the others  Adam, no weight decay
 
 Sources: AdamW, Loshchilov & Hutter 2017, arXiv:1711.05101 (decay multiplied by the learning rate, as in Optax).
 Muon, Jordan et al. 2024; its RMS-matched scale 0.2 * sqrt(max(in, out)), Liu et al. 2025, arXiv:2502.16982, eq. 4.
@@ -12,18 +12,21 @@ WSD, Hu et al. 2024, arXiv:2404.06395.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from ..core.checks import nearest
+from ..core.fields import Within, check_fields
+
 PyTree = Any
 
-# A gate with one output per head is a bundle of vectors, not a map between feature spaces: orthogonalising it would
-# give every head's gate the same size of step whatever its gradient.
-MATRIX_MIN_WIDTH = 32
+KINDS = ("matrix", "embedding", "head", "vector", "norm", "convolution", "gate", "decay")
+Positive = Annotated[float, Within("(0, inf)")]
+Momentum = Annotated[float, Within("[0, 1)")]
 
 
 @dataclass(frozen=True)
@@ -32,61 +35,46 @@ class OptimizerConfig:
 
     name: Literal["muon", "adamw"] = "muon"
     """muon: orthogonalised momentum for projection kernels, Adam (with Nesterov) for the rest. adamw: Adam for all."""
-    learning_rate: float = 3e-3
+    learning_rate: Positive = 3e-3
     """Peak learning rate."""
-    adam_learning_rate: float | None = None
+    adam_learning_rate: Positive | None = None
     """Peak learning rate of what Muon leaves to Adam; None: the same as learning_rate. Only for muon."""
-    warmup: float = 0.05
+    warmup: Annotated[float, Within("[0, 1)")] = 0.05
     """Fraction of the steps over which the learning rate rises linearly from 0 to the peak."""
     decay: Literal["linear", "cosine", "wsd"] = "linear"
     """Shape after warmup; wsd stays at the peak and then falls linearly over the last decay_fraction of the steps."""
-    decay_fraction: float | None = None
+    decay_fraction: Annotated[float, Within("(0, 1]")] | None = None
     """Fraction of the steps in wsd's decay; None: 0.2. Only for wsd."""
-    final_learning_rate: float = 0.0
+    final_learning_rate: Annotated[float, Within("[0, 1]")] = 0.0
     """Learning rate at the end, as a fraction of the peak."""
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, Within("[0, inf)")] = 0.1
     """Decoupled decay per step, times the learning rate; matrices only."""
     decay_embeddings: bool = False
     """Apply weight decay to token embeddings and head too."""
-    clip_norm: float | None = 1.0
+    clip_norm: Positive | None = 1.0
     """Gradients with a larger global L2 norm are scaled down to it; None: no clipping."""
-    beta1: float = 0.9
+    beta1: Momentum = 0.9
     """Adam's decay of the first moment."""
-    beta2: float = 0.95
+    beta2: Momentum = 0.95
     """Adam's decay of the second moment."""
-    eps: float = 1e-8
+    eps: Positive = 1e-8
     """Adam's epsilon."""
-    muon_beta: float = 0.95
+    muon_beta: Momentum = 0.95
     """Muon's momentum (Nesterov)."""
-    newton_schulz_steps: int = 5
+    newton_schulz_steps: Annotated[int, Within("[1, 100]")] = 5
     """Iterations that orthogonalise Muon's momentum."""
 
     def __post_init__(self):
-        complaints = [
-            f"{name} is {getattr(self, name)!r}; {wanted}"
-            for name, bad, wanted in (
-                ("name", self.name not in ("muon", "adamw"), "choose muon or adamw"),
-                ("decay", self.decay not in ("linear", "cosine", "wsd"), "choose linear, cosine or wsd"),
-                ("learning_rate", not self.learning_rate > 0, "it must be above 0"),
-                ("warmup", not 0 <= self.warmup < 1, "it is a fraction of the steps in [0, 1)"),
-                ("final_learning_rate", not 0 <= self.final_learning_rate <= 1, "it is a fraction of the peak"),
-                ("weight_decay", self.weight_decay < 0, "it must not be negative"),
-                ("clip_norm", self.clip_norm is not None and not self.clip_norm > 0, "it must be above 0, or None"),
-                ("newton_schulz_steps", self.newton_schulz_steps < 1, "it must be at least 1"),
-                (
-                    "adam_learning_rate",
-                    self.adam_learning_rate is not None and (self.name != "muon" or not self.adam_learning_rate > 0),
-                    "it must be above 0 and only belongs to name=muon; leave it None",
-                ),
-                (
-                    "decay_fraction",
-                    self.decay_fraction is not None
-                    and (self.decay != "wsd" or not 0 < self.decay_fraction <= 1 - self.warmup),
-                    "it only belongs to decay=wsd and must be above 0 and fit after warmup; leave it None",
-                ),
+        check_fields(self)
+        complaints = []
+        if self.adam_learning_rate is not None and self.name != "muon":
+            complaints.append(f"adam_learning_rate only belongs to name=muon, which is {self.name}; leave it None")
+        if self.decay_fraction is not None and self.decay != "wsd":
+            complaints.append(f"decay_fraction only belongs to decay=wsd, which is {self.decay}; leave it None")
+        elif self.decay_fraction is not None and self.decay_fraction > 1 - self.warmup:
+            complaints.append(
+                f"decay_fraction is {self.decay_fraction:g}; at most {1 - self.warmup:g} fits after warmup"
             )
-            if bad
-        ]
         if complaints:
             raise ValueError("OptimizerConfig: " + "; ".join(complaints))
 
@@ -117,39 +105,35 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> np.ndarray:
     if warmup:
         rising = optax.linear_schedule(peak / warmup, peak, warmup - 1) if warmup > 1 else optax.constant_schedule(peak)
         rates = optax.join_schedules([rising, after], [warmup])
-    return np.asarray(jax.vmap(rates)(np.arange(steps)), np.float32)
+    with jax.transfer_guard("allow"):  # a few thousand numbers, once
+        return np.asarray(jax.vmap(rates)(np.arange(steps)), np.float32)
 
 
-def parameter_kinds(params: PyTree) -> PyTree:
-    """ "matrix", "embedding" or "other" for every leaf; see the top of the module."""
+def check_kinds(kinds: PyTree, params: PyTree) -> None:
+    """Refuse kinds that are not one of `KINDS` for each parameter.
 
-    def kind(path, leaf) -> str:
-        names = [str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", "")))) for entry in path]
-        if any(word in name for name in names for word in ("embed", "head_kernel", "lm_head", "unembed")):
-            return "embedding"
-        is_projection = names[-1] == "kernel" and not any("conv" in name for name in names)
-        if is_projection and leaf.ndim >= 2 and min(leaf.shape[-2:]) >= MATRIX_MIN_WIDTH:
-            return "matrix"
-        return "other"
-
-    return jax.tree_util.tree_map_with_path(kind, params)
-
-
-def weight_decay_mask(params: PyTree, *, embeddings: bool = False) -> PyTree:
-    """True for the leaves that decay: matrices, and embeddings on request."""
-    decayed = ("matrix", "embedding") if embeddings else ("matrix",)
-    return jax.tree.map(lambda kind: kind in decayed, parameter_kinds(params))
-
-
-def muon_dimension_numbers(params: PyTree) -> PyTree:
-    """Optax's axes of every matrix, None for what goes to Adam; leading axes (stacked layers) are independent."""
-    return jax.tree.map(
-        lambda kind: MuonDimensionNumbers(-2, -1) if kind == "matrix" else None, parameter_kinds(params)
-    )
+    Raises:
+      ValueError: another tree than that of `params`, or unknown kinds, each with its parameter.
+    """
+    if jax.tree.structure(kinds) != jax.tree.structure(params):
+        raise ValueError(
+            f"kinds: got the tree {jax.tree.structure(kinds)}, wanted one kind for each parameter of "
+            f"{jax.tree.structure(params)}"
+        )
+    wrong = [
+        f"{jax.tree_util.keystr(path, simple=True, separator='.')} is {kind!r}{nearest(kind, KINDS)}"
+        for path, kind in jax.tree_util.tree_leaves_with_path(kinds)
+        if kind not in KINDS
+    ]
+    if wrong:
+        raise ValueError(f"kinds: {'; '.join(wrong)}; wanted one of {', '.join(KINDS)}")
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping, Muon or Adam, decoupled weight decay: updates for a learning rate of 1 (see `make_train_step`)."""
+def make_optimizer(config: OptimizerConfig, kinds: PyTree) -> optax.GradientTransformation:
+    """Clipping, Muon or Adam, decoupled weight decay: updates for a learning rate of 1 (see `make_train_step`).
+
+    `kinds` are those of the parameters that it will be given.
+    """
     adam = {"eps": config.eps}
     if config.name == "muon":
         ratio = 1.0 if config.adam_learning_rate is None else config.adam_learning_rate / config.learning_rate
@@ -160,7 +144,10 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             adam_b1=config.beta1,
             adam_b2=config.beta2,
             adam_learning_rate=ratio,
-            muon_weight_dimension_numbers=muon_dimension_numbers,
+            # Leading axes, which stack layers, are independent; None leaves a parameter to Adam.
+            muon_weight_dimension_numbers=jax.tree.map(
+                lambda kind: MuonDimensionNumbers(-2, -1) if kind == "matrix" else None, kinds
+            ),
             consistent_rms=0.2,
             **adam,
         )
@@ -170,10 +157,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     if config.clip_norm is not None:
         parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
     if config.weight_decay:
-
-        def mask(params):
-            return weight_decay_mask(params, embeddings=config.decay_embeddings)
-
+        decayed = ("matrix", "embedding", "head") if config.decay_embeddings else ("matrix",)
         # Last and negative: the core's updates already carry the minus sign of descent.
-        parts.append(optax.add_decayed_weights(-config.weight_decay, mask))
+        parts.append(optax.add_decayed_weights(-config.weight_decay, jax.tree.map(lambda kind: kind in decayed, kinds)))
     return optax.chain(*parts)

@@ -4,13 +4,15 @@ Without a mesh nothing is moved and nothing is wrapped. Over one, every process 
 state is split as `parallel.state_shardings` says, and the loss runs shard by shard.
 """
 
+import functools
 from typing import Any
 
 import jax
 import optax
 
 from .. import parallel
-from ._step import Batch, LossFunction, TrainState, init_state
+from ._step import LossFunction, TrainState, init_state
+from ._task import Batch, Reading, Task
 
 PyTree = Any
 
@@ -18,15 +20,15 @@ PyTree = Any
 class Placement:
     """The mesh of a run, or None, and what follows from it.
 
-    `params` are the parameters or their shapes, `batches` the numbers of rows that batches have, `length` their tokens.
+    `params` are shapes of the parameters, `length` the tokens of a row (None: rows are not of tokens).
 
     Attributes:
       mesh: of `parallel.make_mesh`, or None.
-      part: which rows and columns of every batch this process reads.
+      shapes: of the parameters.
       shardings: of the training state; None without a mesh.
 
     Raises:
-      ValueError: several processes without a mesh; batches or rows that the mesh does not divide.
+      ValueError: several processes without a mesh; a mesh for rows without a length.
     """
 
     def __init__(
@@ -35,44 +37,66 @@ class Placement:
         params: PyTree,
         optimizer: optax.GradientTransformation,
         *,
-        batches: tuple[int, ...],
-        length: int,
+        trainable: PyTree | None = None,
+        length: int | None,
     ):
         if mesh is None and jax.process_count() > 1:
             raise ValueError(
                 f"mesh: {jax.process_count()} processes with {jax.device_count()} devices form this job; say how they "
                 f"share the work, such as mesh data={jax.device_count()}"
             )
-        self.mesh, self.length = mesh, length
-        self.part = parallel.Part(0, 1, None)
+        if mesh is not None and length is None:
+            raise ValueError("mesh: only rows of tokens, [B, T], are split, and this task has others; leave mesh None")
+        self.mesh, self._length = mesh, length or 0
+        self._optimizer, self._trainable, self.shapes = optimizer, trainable, params
         self.shardings = None
         if mesh is not None:
-            self.part = [parallel.local_part(mesh, size, length) for size in batches][0]
-            like = jax.eval_shape(lambda params: init_state(params, optimizer, 0), params)
-            self.shardings = parallel.state_shardings(mesh, like)
+            self.shardings = parallel.state_shardings(mesh, jax.eval_shape(self._init_state, params))
+
+    def _init_state(self, params: PyTree, seed: int = 0) -> TrainState:
+        return init_state(params, self._optimizer, seed, self._trainable)
 
     @property
-    def time_axis(self) -> str | None:
-        """The mesh axis that time is split over, or None."""
-        return parallel.time_axis(self.mesh)
+    def row_shards(self) -> int:
+        """What the rows of a batch must be a multiple of."""
+        return parallel.row_shards(self.mesh)
 
-    def loss(self, loss_function: LossFunction) -> LossFunction:
-        return loss_function if self.mesh is None else parallel.sharded_loss(loss_function, self.mesh)
+    def loss(self, task: Task) -> LossFunction:
+        """The task's loss over global arrays."""
+        if self.mesh is None:
+            return task.loss
+        axis = parallel.time_axis(self.mesh)
+        return parallel.sharded_loss(functools.partial(task.loss, axis_name=axis), self.mesh)
 
-    def new_state(self, params: PyTree, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    def new_state(self, params: PyTree, seed: int) -> TrainState:
         """`init_state` of parameters that every process has."""
         if self.shardings is None:
-            return init_state(params, optimizer, seed)
+            return self._init_state(params, seed)
         params = parallel.distribute(params, self.shardings.params)
-        return jax.jit(lambda params: init_state(params, optimizer, seed), out_shardings=self.shardings)(params)
+        return jax.jit(functools.partial(self._init_state, seed=seed), out_shardings=self.shardings)(params)
 
-    def batch(self, batch: Batch) -> Batch:
-        """The global batch of which `batch` is this process's part."""
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of what `new_state` gives."""
+        state = jax.eval_shape(self._init_state, self.shapes)
+        if self.shardings is None:
+            return state
+        place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+        return jax.tree.map(place, state, self.shardings)
+
+    def batch(self, batch: Batch, reading: Reading) -> Batch:
+        """On the devices, the global batch of which `batch` is the part that `reading` describes."""
         if self.mesh is None:
-            return batch
-        return parallel.place_batch(self.mesh, self.part, self.length, batch)
+            return jax.device_put(dict(batch))
+        part = parallel.Part(reading.process_index, reading.process_count, reading.columns)
+        return parallel.place_batch(self.mesh, part, self._length, batch)
 
-    def reading(self, batch_size: int) -> dict[str, Any]:
-        """Arguments of `train_iterator` and `eval_batches` for this process's part of batches of `batch_size` rows."""
-        block, blocks, columns = self.part
-        return dict(batch_size=batch_size // blocks, process_index=block, process_count=blocks, columns=columns)
+    def reading(self, batch_size: int) -> Reading:
+        """This process's part of batches of `batch_size` rows.
+
+        Raises:
+          ValueError: the mesh does not divide them.
+        """
+        if self.mesh is None:
+            return Reading(batch_size)
+        block, blocks, columns = parallel.local_part(self.mesh, batch_size, self._length)
+        return Reading(batch_size // blocks, block, blocks, columns)

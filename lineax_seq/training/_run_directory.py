@@ -186,12 +186,34 @@ def open_run(
         raise ValueError(f"open_run: {path} holds no run to resume; check the run directory, or use resume=auto")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"open_run: {path} exists and is not a run; choose an empty or new directory")
+    check_place(path)
     to_json(config)  # refuses what it must before the folder is made
     run = RunDirectory(path, config, resolve(), writes)
     if writes:
+        new = not path.exists()
         path.mkdir(parents=True, exist_ok=True)
-        run.resolve()
+        try:
+            run.resolve()
+        except OSError:
+            if new:
+                path.rmdir()
+            raise
     return run
+
+
+def check_place(path: Path) -> None:
+    """Refuse a folder that cannot be made, or written to.
+
+    Raises:
+      ValueError: something above it, or at its place, is no folder, or one where this user may not write.
+    """
+    there = path
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise ValueError(f"{path}: {there} is no folder; choose another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{path}: you may not write in {there.absolute()}; choose another place")
 
 
 def _versions() -> dict[str, str]:

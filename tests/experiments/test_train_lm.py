@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from flax import nnx
 
 from experiments import generate, train_lm
 from lineax_seq.data import ByteTokenizer
-from lineax_seq.training import LanguageModelRun, load_language_model, parse_flags, read_metrics
+from lineax_seq.models import Decoder
+from lineax_seq.tasks import TextTask, load_language_model
+from lineax_seq.training import Run, parse_flags, read_metrics
 
 ROOT = Path(__file__).parents[2]
 STEPS = 300
@@ -115,6 +118,12 @@ def test_other_flags_for_the_same_run_are_refused(whole, capsys):
         (["--model.linear-options", "expand_vv=1"], "expand_v"),
         (["--training.batch-size", "5", "--training.microbatches", "2"], "microbatches"),
         (["--training.steps", "many"], "--training.steps"),
+        (["--training.max-seconds", "inf"], "max_seconds is inf"),
+        (["--optimizer.beta1", "1.5", "--optimizer.eps", "-1"], "beta1 is 1.5"),
+        (["--optimizer.weight-decay", "nan"], "weight_decay is nan"),
+        (["--optimizer.beta2", "1.0"], "beta2 is 1.0"),
+        (["--model.rope-theta", "nan"], "model.rope_theta must be finite"),
+        (["--model.linear-options", "expand_v=NaN"], "model.linear_options.expand_v must be finite"),
     ],
 )
 def test_bad_flags_exit_2_and_say_what_to_do(more, message, tmp_path, capsys):
@@ -122,7 +131,7 @@ def test_bad_flags_exit_2_and_say_what_to_do(more, message, tmp_path, capsys):
         train_lm.main(flags(tmp_path, *more))
     assert stop.value.code == 2
     output = capsys.readouterr()
-    assert message in output.err + output.out
+    assert message in re.sub(r"[\s│]+", " ", output.err + output.out)
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
@@ -133,12 +142,124 @@ def test_bad_flags_exit_2_and_say_what_to_do(more, message, tmp_path, capsys):
         (["--model.vocab-size", "4096"], "set --model.vocab-size 258"),
         (["--data.context", "100000"], "shorter length"),
         (["--training.max-seconds", "0.1"], "max_seconds is 0.1, too few for a step"),
+        (["--training.profile-steps", "1:999"], "profile_steps: 1:999 is not within the steps"),
+        (["--model.linear-options", "form=foo"], "form='foo', wants one of"),
+        (["--model.linear-options", "chunk_size=3"], "chunk_size=3, wants a power of two"),
+        (["--model.linear-options", "implementation=mosaic_gpu"], "mosaic_gpu: "),
+        (["--model.pattern", "N", "--model.attention-options", "implementation=cudnn"], "cuDNN is not detected"),
+        (["--model.linear-options", "expand_v=wide"], "cannot be computed with these options"),
+        (["--data.context", "16", "--mesh", "seq=8"], "shards of 2 tokens are shorter than"),
+        (["--freeze", "nothing*"], "no parameter matches 'nothing*'; there are embed.embedding, "),
+        (["--freeze", "*"], "none of the 20 parameters is trainable"),
+        (["--run-dir", "{folder}/text.txt/run"], "text.txt is no folder; choose another place"),
+        (["--data.cache-dir", "{folder}/text.txt/cache"], "text.txt is no folder; choose another place"),
     ],
 )
 def test_what_does_not_fit_exits_2_and_leaves_no_run(more, message, tmp_path, capsys):
+    more = [part.format(folder=tmp_path) for part in more]
     assert train_lm.main(flags(tmp_path, *more)) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def program(folder, name, *args, **environment):
+    """A finished process of an experiment with its output as bytes."""
+    command = [sys.executable, "-m", f"experiments.{name}", *args]
+    surroundings = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run(command, cwd=ROOT, capture_output=True, env=surroundings, timeout=300)
+
+
+def test_implicit_transfers_may_be_forbidden(tmp_path):
+    more = ["--training.eval-every", "2", "--training.max-seconds", "300"]
+    done = program(tmp_path, "train_lm", *flags(tmp_path, *more, steps=4), JAX_TRANSFER_GUARD="disallow")
+    assert done.returncode == 0, done.stderr.decode()
+    assert len(losses(tmp_path)) == 4
+
+
+def test_a_terminal_that_knows_ascii_only(whole, tmp_path):
+    prompt = "Ünïcode 😀"
+    done = program(tmp_path, "generate", str(whole / "run"), "--prompt", prompt, "-n", "2", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.startswith(b"?n?code ?")
+
+
+def test_a_reader_that_stops_reading_ends_generation(whole):
+    command = f"{sys.executable} -m experiments.generate {whole / 'run'} -n 2000 | head -c 5; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.stdout.endswith("\n141\n") or done.stdout[5:] == "141\n", done.stdout
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr, done.stderr
+
+
+def test_a_run_directory_of_an_earlier_version_goes_on(whole, tmp_path, capsys):
+    """Without the fields that came later; one whose fields are unknown is told so."""
+    shutil.copytree(whole / "run", tmp_path / "run")
+    shutil.copytree(whole / "corpora", tmp_path / "corpora")
+    file = tmp_path / "run" / "config.json"
+    record = json.loads(file.read_text())
+    for name in ("path", "cache_dir"):
+        record["config"]["data"][name] = flags(tmp_path)[1 if name == "path" else 7]
+    del record["config"]["freeze"]
+    file.write_text(json.dumps(record))
+    assert train_lm.main(flags(tmp_path)) == 0
+    assert "held-out text" in capsys.readouterr().out
+    record["config"]["model"]["layers"] = 3
+    file.write_text(json.dumps(record))
+    assert train_lm.main(flags(tmp_path)) == 2
+    assert "has no field 'layers'" in capsys.readouterr().err
+
+
+def test_a_token_file_that_was_cut_short_is_refused(tmp_path, capsys):
+    assert train_lm.main(flags(tmp_path, "--training.samples", "0", steps=1)) == 0
+    (tokens,) = (tmp_path / "corpora").glob("*/train/tokens.bin")
+    os.truncate(tokens, tokens.stat().st_size // 2)
+    assert train_lm.main(flags(tmp_path, "--run-dir", str(tmp_path / "other"))) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "is damaged" in error
+    assert not (tmp_path / "other").exists()
+
+
+FULL = """
+mount -t tmpfs -o size={size} none {disk} || exit 99
+{python} -m experiments.train_lm "$@"
+status=$?
+mount -o remount,size=100m {disk} && {python} -m experiments.train_lm "$@" && cp -r {disk}/run {kept}
+exit $status
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["200k", "700k", "1100k"])
+def test_a_full_disk_ends_in_a_sentence_and_the_same_command_goes_on(whole, tmp_path, size):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if shutil.which("unshare") is None:
+        pytest.skip("a small disk needs the command unshare")
+    script = FULL.format(size=size, disk=disk, python=sys.executable, kept=tmp_path / "kept")
+    more = ["--run-dir", str(disk / "run"), "--training.keep-checkpoints", "9", "--training.checkpoint-every", "20"]
+    command = ["unshare", "--mount", "bash", "-c", script, "train", *flags(tmp_path, *more)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=900)
+    if done.returncode in (1, 99) and "unshare" in done.stderr or done.returncode == 99:
+        pytest.skip("a small disk needs the right to mount one")
+    assert done.returncode in (1, 2), done.stderr
+    assert "No space left on device; make room, then the same command goes on" in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    kept = [(r["step"], r["loss"]) for r in read_metrics(tmp_path / "kept") if "loss" in r]
+    assert kept == losses(whole)
+
+
+def test_frozen_parameters_of_a_model(tmp_path):
+    assert train_lm.main(flags(tmp_path, "--freeze", "embed*", steps=3)) == 0
+    model, _, _ = load_language_model(tmp_path / "run")
+    fresh = Decoder(model.config, rngs=nnx.Rngs(0))
+    changed = jax.tree.map(
+        lambda a, b: bool((a != b).any()), nnx.to_pure_dict(nnx.state(model)), nnx.to_pure_dict(nnx.state(fresh))
+    )
+    embedding = changed.pop("embed")
+    assert not any(jax.tree.leaves(embedding)) and all(jax.tree.leaves(changed))
 
 
 def test_profile_range_behind_the_run_is_refused(whole, capsys):
@@ -159,8 +280,8 @@ def test_changed_text_is_refused(whole, capsys):
 
 def test_a_drawn_seed_is_kept(tmp_path):
     config = parse_flags(train_lm.DEFAULT, flags(tmp_path, "--training.seed", "None"), program="", description="")
-    seed = LanguageModelRun(config).run.resolved["seed"]
-    assert LanguageModelRun(config).run.resolved["seed"] == seed
+    seed = Run(config, TextTask(config)).resolved["seed"]
+    assert Run(config, TextTask(config)).resolved["seed"] == seed
     assert json.loads((tmp_path / "run" / "config.json").read_text())["resolved"]["seed"] == seed
 
 

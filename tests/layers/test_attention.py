@@ -61,7 +61,7 @@ def test_backward_does_not_hold_probabilities():
 
 def attention(**options):
     init = jax.nn.initializers.normal(0.3)
-    return layers.SoftmaxAttention(16, num_heads=4, kernel_init=init, rngs=nnx.Rngs(0), **options)
+    return layers.SoftmaxAttentionConfig(**{"num_heads": 4, **options}).make(16, kernel_init=init, rngs=nnx.Rngs(0))
 
 
 def test_ring_holds_no_more_than_the_window():
@@ -86,19 +86,3 @@ def test_position_only_enters_as_a_distance():
     positions = jnp.arange(8)
     assert_close(apply(positions + 100), apply(positions), OUTPUTS["float32"])
     assert np.abs(apply(2 * positions) - apply(positions)).max() > 1e-2
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(num_kv_heads=3), "num_heads=4 is no multiple of num_kv_heads=3"),
-        (dict(head_dim=3), "head_dim=3 is odd"),
-        (dict(window=0), "window=0"),
-        (dict(implementation="flash"), "'flash'"),
-    ],
-)
-def test_bad_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        attention(**options)
-    with pytest.raises(ValueError, match="give head_dim"):
-        layers.SoftmaxAttention(10, num_heads=4, rngs=nnx.Rngs(0))

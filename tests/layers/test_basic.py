@@ -39,6 +39,29 @@ def test_norms_are_their_equations(dtype):
     assert_close(gated(*xs), want * silu(gate), OUTPUTS[dtype])
 
 
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_layer_norm_over_heads_is_its_equation(use_bias):
+    x, scale, shift = normal(11, B, T, 2, D) + 3, normal(12, 2, D), normal(13, 2, D)
+    norm = layers.LayerNorm(2, D, use_bias=use_bias, eps=1e-3)
+    norm.scale[...] = jnp.asarray(scale, jnp.float32)
+    if use_bias:
+        norm.bias[...] = jnp.asarray(shift, jnp.float32)
+    centred = x - x.mean(-1, keepdims=True)
+    want = centred / np.sqrt(centred.var(-1, keepdims=True) + 1e-3) * scale + (shift if use_bias else 0)
+    assert_close(norm(jnp.asarray(x, jnp.float32)), want, F32)
+
+
+def test_token_shift_is_the_token_before():
+    shift, x, history = layers.TokenShift(D), jnp.asarray(normal(14, B, T, D)), jnp.asarray(normal(15, B, 1, D))
+    ids = jnp.array([[1, 1, 2, 1, 1, 1, 1, 1, 1], [3, 3, 3, 3, 3, 0, 0, 5, 5]])
+    np.testing.assert_array_equal(shift(x)[:, 1:], x[:, :-1])
+    np.testing.assert_array_equal(shift(x)[:, 0], 0)
+    np.testing.assert_array_equal(shift(x, history=history)[:, :1], history)
+    starts = np.pad(ids[:, 1:] != ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    np.testing.assert_array_equal(shift(x, segment_ids=ids), np.where(starts[..., None], 0, shift(x)))
+    np.testing.assert_array_equal(shift.next_history(x, history, jnp.array([0, 4]))[:, 0], [history[0, 0], x[1, 3]])
+
+
 def test_l2_normalize_has_finite_gradient_at_zero():
     x = np.r_[normal(3, 1, D), np.zeros((1, D))]
     assert_close(
@@ -90,15 +113,15 @@ def test_convolution_without_activation_is_linear():
 
 
 def test_swiglu_is_its_equation():
-    mlp = layers.SwiGLU(D, 10, rngs=nnx.Rngs(0), kernel_init=jax.nn.initializers.normal(0.5))
+    mlp = layers.SwiGLUConfig(d_ff=10).make(D, rngs=nnx.Rngs(0), kernel_init=jax.nn.initializers.normal(0.5))
     x = normal(7, B, T, D)
     gate, up, down = (np.asarray(p.kernel[...], np.float64) for p in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
     assert_close(mlp(jnp.asarray(x, jnp.float32)), (silu(x @ gate) * (x @ up)) @ down, F32)
-    assert layers.SwiGLU(96, rngs=nnx.Rngs(0)).up_proj.kernel.shape == (96, 256)
+    assert layers.SwiGLUConfig().make(96, rngs=nnx.Rngs(0)).up_proj.kernel.shape == (96, 256)
 
 
 def test_projection_has_the_gradients_of_a_matrix_product():
-    mlp = layers.SwiGLU(D, 10, rngs=nnx.Rngs(0))
+    mlp = layers.SwiGLUConfig(d_ff=10).make(D, rngs=nnx.Rngs(0))
     x, dy = jnp.asarray(normal(8, B, T, D), jnp.float32), jnp.asarray(normal(9, B, T, 10), jnp.float32)
     got = jax.grad(lambda p, x: jnp.sum(p(x) * dy), (0, 1))(mlp.up_proj, x)
     want = jax.grad(lambda w, x: jnp.sum((x @ w) * dy), (0, 1))(mlp.up_proj.kernel[...], x)
@@ -126,7 +149,6 @@ def test_segment_positions_restart():
     [
         (lambda: layers.ShortConv(D, width=0, rngs=nnx.Rngs(0)), "width=0"),
         (lambda: layers.ShortConv(D, activation="relu", rngs=nnx.Rngs(0)), "'relu'"),
-        (lambda: layers.SwiGLU(D, -1, rngs=nnx.Rngs(0)), "d_ff=-1"),
         (lambda: layers.RMSNorm(2.0), "width=2.0"),
     ],
 )

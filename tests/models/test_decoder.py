@@ -10,14 +10,49 @@ import pytest
 from flax import nnx
 from tolerances import GRADIENTS, OUTPUTS, assert_close
 
-from lineax_seq.models import Decoder, DecoderConfig
+from lineax_seq.layers import (
+    GatedDeltaNetConfig,
+    MLSTMConfig,
+    RWKV7ChannelMixConfig,
+    RWKV7Config,
+    SoftmaxAttentionConfig,
+    SwiGLUConfig,
+    parameter_kinds,
+)
+from lineax_seq.models import BlockConfig, Decoder, DecoderConfig, HybridConfig, Stage
 
 B, T, VOCAB = 2, 12, 19
 F32 = OUTPUTS["float32"]
 PATTERN = ("gla", "gated_delta_net", "softmax_attention")
 SIZES = dict(vocab_size=VOCAB, d_model=16, num_heads=2, head_dim=4, d_ff=24)
-HYBRID = DecoderConfig(**SIZES, num_layers=2 * len(PATTERN), pattern=PATTERN, window=5, init_std=0.3)
-SMALL = DecoderConfig(**SIZES, num_layers=4, pattern="LN", linear_layer="delta_net")
+HYBRID = HybridConfig(**SIZES, num_layers=2 * len(PATTERN), pattern=PATTERN, window=5, init_std=0.3)
+SMALL = HybridConfig(**SIZES, num_layers=4, pattern="LN", linear_layer="delta_net")
+RWKV = dict(feed_forward=RWKV7ChannelMixConfig(d_ff=24), norm="layer_norm")
+RANKS = dict(num_heads=2, decay_rank=3, rate_rank=3, value_rank=3, gate_rank=3)
+STAGES = DecoderConfig(
+    vocab_size=VOCAB,
+    d_model=16,
+    stages=(
+        Stage((BlockConfig(mixer=RWKV7Config(**RANKS).first(), **RWKV),)),
+        Stage((BlockConfig(mixer=RWKV7Config(**RANKS), **RWKV),), repeats=2),
+        Stage(
+            (
+                BlockConfig(mixer=MLSTMConfig(num_heads=2), feed_forward=None, multiplier=0.5),
+                BlockConfig(
+                    mixer=SoftmaxAttentionConfig(num_heads=2), feed_forward=SwiGLUConfig(d_ff=24), residual="parallel"
+                ),
+                BlockConfig(
+                    mixer=GatedDeltaNetConfig(num_heads=2, head_dim=4),
+                    feed_forward=SwiGLUConfig(d_ff=24),
+                    residual="post",
+                ),
+            )
+        ),
+    ),
+    embed_norm="layer_norm",
+    tie_embeddings=False,
+    init_std=0.3,
+)
 
 
 class Case:
@@ -33,9 +68,9 @@ class Case:
         self.logits = self.apply(self.model, self.tokens)
 
 
-@pytest.fixture(scope="module")
-def hybrid(filled):
-    return Case(filled(HYBRID))
+@pytest.fixture(scope="module", params=[HYBRID, STAGES], ids=["hybrid", "stages"])
+def hybrid(request, filled):
+    return Case(filled(request.param))
 
 
 def test_logits_are_float32_and_no_call_retraces(hybrid):
@@ -64,9 +99,22 @@ def test_prefill_and_steps_are_the_forward_pass(hybrid):
     cache = hybrid.model.init_cache(B, T)
     logits, cache = hybrid.prefill(hybrid.model, hybrid.tokens[:, :8], cache, lengths)
     for n in range(5):
+        if n == 2:  # rows of length 0 go no further: whatever stands in the padding, the same logits again
+            again, cache = hybrid.prefill(hybrid.model, hybrid.tokens[:, :8], cache, jnp.zeros_like(lengths))
+            assert_close(again, logits, F32)
         at = lengths + n
         assert_close(logits, hybrid.logits[jnp.arange(B), at - 1], GRADIENTS["float32"], f"after {n} steps")
         logits, cache = hybrid.step(hybrid.model, hybrid.tokens[jnp.arange(B), at], cache)
+
+
+def test_an_empty_prompt_knows_nothing_of_the_first_token(hybrid):
+    cache = hybrid.model.init_cache(B, T)
+    lengths = jnp.array([0, 3])
+    logits, cache = hybrid.prefill(hybrid.model, hybrid.tokens[:, :8], cache, lengths)
+    assert not np.any(logits[0])
+    assert_close(logits[1], hybrid.logits[1, 2], GRADIENTS["float32"])
+    logits, _ = hybrid.step(hybrid.model, hybrid.tokens[jnp.arange(B), lengths], cache)
+    assert_close(logits, hybrid.logits[jnp.arange(B), lengths], GRADIENTS["float32"])
 
 
 def test_loss_is_that_of_the_logits_and_every_parameter_has_a_gradient(hybrid):
@@ -120,7 +168,7 @@ def test_remat_changes_memory_but_no_gradient(filled):
     assert_close(gradients[2], gradients[0], GRADIENTS["float32"])
     everything, dots, full = (kept(make(remat, num_layers=16)) for remat in (None, "dots", "full"))
     assert full < dots < everything
-    repeat = sum(a.size for a in jax.tree.leaves(make("full").repeats)) // 2
+    repeat = sum(a.size for a in jax.tree.leaves(make("full").stages)) // 2
     assert full - kept(make("full")) == 6 * (repeat + tokens.size * 16)  # a repeat more: its parameters and its input
 
 
@@ -186,3 +234,66 @@ def test_bfloat16_gradients(filled, chunk_size):
         params
     )
     assert all(jnp.isfinite(g).all() and g.dtype == jnp.float32 for g in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("config", [HYBRID, STAGES], ids=["hybrid", "stages"])
+def test_one_shard_in_eight_computes_its_part(config, filled):
+    """Loss and gradients over the whole row; values and token shifts cross the borders of shards."""
+    graphdef, params = nnx.split(filled(dataclasses.replace(config, init_std=0.1)))  # rounding is amplified less
+    params, length = nnx.to_pure_dict(params), 32
+    tokens = jax.random.randint(jax.random.key(2), (B, length), 0, VOCAB)
+    ids = jnp.array([[0] * 9 + [1] * 23, [4] * 32])
+
+    def loss(params, tokens, ids, axis_name=None):
+        total, _ = nnx.merge(graphdef, params).loss(tokens, tokens, segment_ids=ids, axis_name=axis_name)
+        return total[None]
+
+    P = jax.sharding.PartitionSpec
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("seq",))
+    shard = lambda *xs: loss(*xs, axis_name="seq")  # noqa: E731
+    sharded = jax.shard_map(shard, mesh=mesh, in_specs=(P(), P(None, "seq"), P(None, "seq")), out_specs=P("seq"))
+    got, want = (
+        jax.jit(jax.value_and_grad(lambda params, f=f: jnp.sum(f(params, tokens, ids))))(params)
+        for f in (sharded, loss)
+    )
+    assert_close(got, want, GRADIENTS["float32"])
+
+
+def test_post_and_parallel_branches_are_their_equations(filled):
+    mixer, feed_forward = SoftmaxAttentionConfig(num_heads=2), SwiGLUConfig(d_ff=24)
+    x = jax.random.normal(jax.random.key(0), (B, T, 16))
+    for residual in ("pre", "post", "parallel"):
+        block = BlockConfig(mixer=mixer, feed_forward=feed_forward, residual=residual, multiplier=0.5)
+        config = DecoderConfig(vocab_size=VOCAB, d_model=16, stages=(Stage((block,)),), init_std=0.3)
+        model = filled(config)
+        block = jax.tree.map(lambda a: a[0], model.stages[0]).blocks[0]
+        got = block(x, None, {}, _whole)[0]
+        norms = block.mixer_norm, block.feed_forward_norm
+        if residual == "pre":
+            want = x + block.mixer(norms[0](x)) / 2
+            want = want + block.feed_forward(norms[1](want)) / 2
+        elif residual == "post":
+            want = x + norms[0](block.mixer(x)) / 2
+            want = want + norms[1](block.feed_forward(want)) / 2
+        else:
+            want = x + block.mixer(norms[0](x)) / 2 + block.feed_forward(norms[0](x)) / 2
+        assert_close(got, want, F32, residual)
+
+
+def _whole(layer, x, cache, shared):
+    return layer(x), cache, shared
+
+
+def test_kinds_are_the_classes_that_names_gave():
+    """Projections are matrices, token embeddings and the head are not, and all else is small."""
+    config = HybridConfig(vocab_size=50, d_model=64, num_layers=4, pattern=["gla", "L", "delta_net", "N"], conv_width=4)
+    model = nnx.eval_shape(lambda: Decoder(dataclasses.replace(config, tie_embeddings=False), rngs=nnx.Rngs(0)))
+    kinds = jax.tree_util.tree_leaves_with_path(parameter_kinds(model))
+    shapes = jax.tree.leaves(nnx.to_pure_dict(nnx.split(model)[1]))
+    for (path, kind), leaf in zip(kinds, shapes, strict=True):
+        names = jax.tree_util.keystr(path, simple=True, separator=".")
+        if "embed" in names or "lm_head" in names:
+            assert kind == ("embedding" if "embed" in names else "head")
+        else:
+            projects = names.endswith("kernel") and "taps" not in names and min(leaf.shape[-2:]) >= 32
+            assert (kind == "matrix") == projects, names

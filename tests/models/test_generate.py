@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lineax_seq.models import DecoderConfig, _generate, filter_top_k, filter_top_p, generate, sample
+from lineax_seq.models import HybridConfig, _generate, filter_top_k, filter_top_p, generate, sample
 
 VOCAB = 19
-CONFIG = DecoderConfig(
+CONFIG = HybridConfig(
     vocab_size=VOCAB, d_model=16, num_layers=4, pattern="LN", num_heads=2, head_dim=4, d_ff=24, window=4, init_std=0.4
 )
 PROMPTS = [[3], [1, 2, 3, 4, 5, 6], [7, 8, 9]]
@@ -73,6 +73,17 @@ def test_top_k_of_one_is_greedy(model, greedy):
     assert generate(model, PROMPTS, max_new_tokens=NEW, temperature=5.0, top_k=1, seed=3) == greedy
 
 
+@pytest.mark.parametrize("temperature", [1e-4, 1e-38, 1e-45, 1e-300])
+def test_a_temperature_near_zero_is_greedy(model, greedy, temperature):
+    assert generate(model, PROMPTS, max_new_tokens=NEW, temperature=temperature, seed=3) == greedy
+
+
+def test_an_endless_temperature_is_a_uniform_guess():
+    logits, keys = jnp.array([0.0, 1.0, 50.0]), jax.random.split(jax.random.key(0), 3000)
+    tokens = sample(jnp.tile(logits, (3000, 1)), keys, temperature=float("inf"), top_k=None, top_p=None)
+    np.testing.assert_allclose(np.bincount(tokens, minlength=3) / 3000, 1 / 3, atol=0.04)
+
+
 def test_a_batch_is_each_prompt_alone(model, greedy):
     for n, prompt in enumerate(PROMPTS):
         assert generate(model, [prompt], max_new_tokens=NEW, temperature=0) == [greedy[n]]
@@ -87,6 +98,8 @@ def test_seed_decides(model):
     first = draw(0)
     assert draw(0) == first != draw(1)
     assert len({tuple(row) for row in first}) == 3  # equal prompts go their own ways
+    assert draw(2**31) != first != draw(2**32 - 1) != draw(2**31)
+    assert draw([2**32 - 1] * 3)[0] != draw([0] * 3)[0]
 
 
 def test_stop_tokens_end_a_row_and_only_that_row(model, greedy):
@@ -130,6 +143,11 @@ def test_padded_lengths_are_few_and_near():
         (dict(top_p=1.5), "top_p is 1.5"),
         (dict(temperature=0, top_p=0.5), "leave out top_k and top_p"),
         (dict(seed=[1, 2]), "2 seeds for 1 prompts"),
+        (dict(seed=2**32), r"seed 4294967296, wants whole numbers from 0 to 2\^32 - 1"),
+        (dict(seed=2**63), "seed 9223372036854775808"),
+        (dict(seed=[2**40]), "seed 1099511627776"),
+        (dict(seed=-1), "seed -1"),
+        (dict(seed=[0.5]), "seed 0.5"),
     ],
 )
 def test_bad_arguments_are_refused(model, change, message):

@@ -95,3 +95,19 @@ def test_bad_arguments_are_refused(inputs):
         cross_entropy(hidden, head, targets, weights[0])
     with pytest.raises(ValueError, match="chunk_size=0"):
         cross_entropy(hidden, head, targets, chunk_size=0)
+
+
+@pytest.mark.parametrize("outside", [-100, -1, V, 10**6])
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_a_target_outside_the_vocabulary_counts_only_with_a_weight(inputs, outside, chunk_size):
+    hidden, head, targets, weights = inputs
+    other = targets.at[0, :3].set(outside)  # where the weights are 0
+
+    def scalar(targets, weights):
+        loss = lambda h, w, ws: cross_entropy(h, w, targets, ws, chunk_size=chunk_size)[0]  # noqa: E731
+        return jax.value_and_grad(loss, (0, 1, 2))(hidden, head, weights)
+
+    (got, got_gradients), (want, want_gradients) = scalar(other, weights), scalar(targets, weights)
+    assert_close((got, got_gradients[:2]), (want, want_gradients[:2]), OUTPUTS["float32"])
+    assert not np.any(got_gradients[2][0, :3]) and np.array_equal(got_gradients[2][1:], want_gradients[2][1:])
+    assert np.isnan(scalar(targets.at[1, 4].set(outside), weights)[0])

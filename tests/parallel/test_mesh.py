@@ -9,8 +9,7 @@ from jax.sharding import PartitionSpec
 from tolerances import GRADIENTS, OUTPUTS, assert_close
 
 from lineax_seq import parallel
-from lineax_seq.models import DecoderConfig
-from lineax_seq.training import DataConfig, LanguageModelConfig, TrainingConfig
+from lineax_seq.tasks import DataConfig, HybridConfig, TextConfig, TextTrainingConfig
 
 
 def test_axes_by_name():
@@ -41,9 +40,9 @@ def test_what_is_no_mesh_is_refused(text, message):
 
 def test_configuration_that_the_mesh_does_not_divide_is_refused():
     def config(mesh, rows=4, microbatches=1, context=32):
-        training = TrainingConfig(batch_size=rows, microbatches=microbatches)
-        model = DecoderConfig(vocab_size=258, d_model=16, num_layers=4)
-        return LanguageModelConfig(model, DataConfig(context=context), training=training, mesh=mesh)
+        training = TextTrainingConfig(batch_size=rows, microbatches=microbatches)
+        model = HybridConfig(vocab_size=258, d_model=16, num_layers=4)
+        return TextConfig(model=model, data=DataConfig(context=context), training=training, mesh=mesh)
 
     config("data=2,fsdp=2,seq=8")
     with pytest.raises(ValueError, match="multiple of 8 row shards x 1 microbatches, batch_size is 4.* fits is 8"):

@@ -15,7 +15,8 @@ from flax import nnx
 
 from experiments import train_lm
 from lineax_seq.models import Decoder, generate
-from lineax_seq.training import LanguageModelRun, load_language_model, parse_flags, read_metrics
+from lineax_seq.tasks import TextTask, load_language_model
+from lineax_seq.training import Run, parse_flags, read_metrics
 
 ROOT = Path(__file__).parents[2]
 STEPS, LAST_SAVED = 4, 2
@@ -89,7 +90,7 @@ import sys
 import jax
 from experiments import train_lm
 from lineax_seq.data import train_iterator
-from lineax_seq.training import _language_model
+from lineax_seq.tasks import text
 
 class Batches:
     def __init__(self, *args, **options):
@@ -102,7 +103,7 @@ class Batches:
             before(self.asked)
         return next(self.iterator)
 
-_language_model.train_iterator = Batches
+text.train_iterator = Batches
 sys.exit(train_lm.main(sys.argv[2:]))
 """
 # Process 0 is in step 4 already, and waits for process 1; step 2 was saved while step 3 ran.
@@ -168,12 +169,13 @@ def test_a_checkpoint_moves_to_one_device_and_generates(folder, killed, one_devi
 
 
 def run_of(folder, *more):
-    return LanguageModelRun(parse_flags(train_lm.DEFAULT, flags(folder, "unused", *more), program="", description=""))
+    config = parse_flags(train_lm.DEFAULT, flags(folder, "unused", *more), program="", description="")
+    return Run(config, TextTask(config))
 
 
 def test_state_is_split_and_generation_runs_over_the_mesh(folder, tmp_path):
     job = run_of(folder, "--mesh", "data=2,fsdp=2,tensor=2", "--run-dir", str(tmp_path / "split"))
-    state = job._new_state(0)
+    state = job.new_state(0)
     leaves = jax.tree.leaves((state.params, state.opt_state))
     held = sum(x.addressable_shards[0].data.size for x in leaves)
     assert held < 1.1 * sum(x.size for x in leaves) / 4  # over fsdp and tensor; data holds copies
@@ -182,7 +184,7 @@ def test_state_is_split_and_generation_runs_over_the_mesh(folder, tmp_path):
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: Decoder(job.config.model, rngs=nnx.Rngs(0))))
     texts = [
         generate(nnx.merge(graphdef, params), [[257, 84, 104], [257]], max_new_tokens=4, temperature=0.0)
-        for params in (state.params, alone._new_state(0).params)
+        for params in (state.params, alone.new_state(0).params)
     ]
     assert texts[0] == texts[1]
 

@@ -31,13 +31,22 @@ def init_params(seed=0):
     }
 
 
-def loss(params, batch, rng):
+KINDS = {
+    "embed": {"embedding": "embedding"},
+    "layers": {"kernel": "matrix", "norm": {"scale": "norm"}},
+    "lm_head": {"kernel": "head"},
+}
+
+
+def loss(params, batch, rng, axis_name=None):
     x = params["embed"]["embedding"][batch["inputs"]]
     for kernel, scale in zip(params["layers"]["kernel"], params["layers"]["norm"]["scale"], strict=True):
         x = x + jnp.tanh(x * scale @ kernel)
     logits = x @ params["lm_head"]["kernel"]
     nll = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
-    return (nll * batch["loss_weights"]).sum(), batch["loss_weights"].sum()
+    weights = batch["loss_weights"]
+    right = (logits.argmax(-1) == batch["targets"]) * weights
+    return ((nll * weights).sum(), weights.sum()), {"accuracy": (right.sum(), weights.sum())}
 
 
 class Rows:
@@ -78,7 +87,7 @@ class Hooked:
 
 
 OPTIMIZER = OptimizerConfig(learning_rate=0.05, warmup=0.1)
-TRANSFORM = make_optimizer(OPTIMIZER)
+TRANSFORM = make_optimizer(OPTIMIZER, KINDS)
 STEP = make_train_step(loss, TRANSFORM, microbatches=2)
 
 

@@ -6,12 +6,13 @@ import re
 from pathlib import Path
 
 from ..data import Corpus, PackedSource, Tokens, WindowSource, prepare_corpus, read_documents, split_documents
-from ._config import DataConfig, LanguageModelConfig
+from ..training import check_place
+from ._text_config import DataConfig, TextConfig
 
 VOCABULARY_PADDING = 256  # a vocabulary may be larger than the tokenizer's by less than this, to be a round number
 
 
-def open_corpus(config: LanguageModelConfig) -> Corpus:
+def open_corpus(config: TextConfig) -> Corpus:
     """The tokenised text of `config`, made once under `data.cache_dir`.
 
     Raises:
@@ -19,17 +20,23 @@ def open_corpus(config: LanguageModelConfig) -> Corpus:
     """
     data, vocab_size = config.data, config.model.vocab_size
     trained = data.tokenizer == "bpe"
-    recipe = [data.path, data.heldout, data.heldout_from_year, data.text_key, data.tokenizer, trained and vocab_size]
+    taken = [data.path, data.heldout, data.files, data.unreadable, data.text_key]
+    recipe = [*taken, data.heldout_from_year, data.tokenizer, trained and vocab_size]
     name = re.sub(r"\W+", "-", Path(data.path).stem) or "text"
     key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
+    directory = Path(data.cache_dir) / f"{name}-{key}"
+    if not directory.exists():
+        check_place(directory)
     corpus = prepare_corpus(
         data.path,
-        Path(data.cache_dir) / f"{name}-{key}",
+        directory,
         tokenizer=data.tokenizer,
         vocab_size=vocab_size if trained else None,
         heldout_source=data.heldout,
         heldout_from_year=data.heldout_from_year,
         text_key=data.text_key,
+        files=data.files,
+        unreadable=data.unreadable,
         overwrite=True,  # the text changed under the same name
     )
     known = corpus.tokenizer.vocab_size
@@ -50,7 +57,12 @@ def rows(tokens: Tokens, data: DataConfig) -> WindowSource | PackedSource:
 
 def heldout_texts(data: DataConfig) -> list[str]:
     """The held-out documents as text, for the compressors."""
+
+    def documents(source: str):
+        files = data.files if Path(source).is_dir() else None
+        return read_documents(source, text_key=data.text_key, files=files, unreadable=data.unreadable)
+
     if data.heldout is not None:
-        return [document.text for document in read_documents(data.heldout, text_key=data.text_key)]
-    documents = read_documents(data.path, text_key=data.text_key)
-    return [document.text for document in split_documents(documents, heldout_from_year=data.heldout_from_year).heldout]
+        return [document.text for document in documents(data.heldout)]
+    held_out = split_documents(documents(data.path), heldout_from_year=data.heldout_from_year).heldout
+    return [document.text for document in held_out]
