@@ -132,7 +132,7 @@ def _spoilt(name: str, marks: quarantine.Marks, reset) -> tuple[jax.Array, jax.A
     """
     own = quarantine.reached(marks.written, jnp.zeros_like(marks.entered), reset, causal=True)[1]
     through = ~jnp.any(reset, axis=1).reshape(-1, *(1,) * (own.ndim - 1)) & jnp.ones_like(own)
-    owns, throughs = lax.all_gather(jnp.stack([own, through]), name, axis=1)
+    owns, throughs = lax.all_gather(jnp.stack([own, through]), name, axis=1, to="invarying")
     entered = [marks.entered]
     for p in range(lax.axis_size(name)):
         entered.append(owns[p] | (throughs[p] & entered[-1]))
