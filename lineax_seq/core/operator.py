@@ -73,6 +73,8 @@ class Operator:
             not 0 where heads are sharded.
         seen: None, or (state or None) -> int, how many tokens of its document the state has seen, `[B]` or a number;
             `lower` then finds each token's place in its document, int `[B, T]` from 0, under the name `position`.
+        logs: arguments that are logarithms and may be -inf.
+        queries: arguments that a token reads with, and that no other token sees.
         state: the state's shape in the documentation.
         default_chunk_size: C where the caller does not say.
         cpu_chunk_size: the same on a CPU, where another one is faster.
@@ -92,6 +94,8 @@ class Operator:
     numbers_heads: bool = False
     zero_is_identity: bool = True
     seen: Callable[[State | None], jax.Array | int] | None = None
+    logs: tuple[str, ...] = ("g",)
+    queries: tuple[str, ...] = ("q",)
     state: str = "[B, HV, K, V]"
     default_chunk_size: int = 64
     cpu_chunk_size: int | None = None

@@ -85,7 +85,6 @@ class Recurrence:
         init_state: one token -> the zero state.
         update: None, or (token, state) -> state, where applying the token's summary would build a dense transition.
         output_field: the field whose dtype the outputs take.
-        logs: fields that hold logarithms and may be -inf.
         padding: field -> its value in a token that leaves the state alone, where that is not zero.
         prepare, advance, readout: the chunk form, see the module's docstring; None takes the derived default.
             `keep` is None or a boolean `[C]`, False where a document starts.
@@ -109,7 +108,6 @@ class Recurrence:
     update: Callable[[Inputs, State], State] | None = None
     parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
     output_field: str = "v"
-    logs: tuple[str, ...] = ("g", "f", "i")
     padding: Mapping[str, float] = dataclasses.field(default_factory=dict)
     prepare: Callable[..., Any] | None = None
     advance: Callable[[Any, State], tuple[State, Any]] | None = None
