@@ -14,7 +14,7 @@ All but the all-gather send the last state back to everyone, an all-reduce of S:
 import dataclasses
 import math
 
-from pallas_kernels import Machine, machine_here
+from ..core.target import Machine, machine_here
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,7 +45,7 @@ def test_the_target_says_the_groups():
     ],
 )
 def test_chunks_of_a_group(groups, forward_alone, chunks):
-    assert groups.chunks_at_once(4, 32, forward_alone) == chunks
+    assert groups.chunks_at_once(4, 32, 1, forward_alone) == chunks
 
 
 def test_the_parallel_chunks_of_accelerators(x64):
