@@ -1,9 +1,10 @@
-"""What is not finite in one document of a packed row stays in it.
+"""Packed rows: a NaN or infinity in one document does not reach another one.
 
-Matrix products multiply what a mask has set to zero, and zero times NaN is NaN. So before anything is multiplied, zeros
-take the place of every NaN and infinity in tokens and states. Afterwards the outputs that the token scan would have
-spoilt become NaN: those of such a token and of all later ones of its document, or of the whole document where tokens
-read the future. A value head counts as a whole: the scan may leave some of its channels finite.
+A mask cannot keep documents apart by itself, because matrix products multiply by the zeros that it makes, and zero
+times NaN is NaN. So every NaN and infinity in tokens and states is set to zero before anything is multiplied.
+Afterwards the outputs that the token scan would have spoilt become NaN: that of the token and those of all later tokens
+of its document, or of all its tokens where they read the future. A value head is spoilt as a whole, although the scan
+may leave some of its channels finite.
 """
 
 import functools
@@ -19,15 +20,15 @@ from .typing import Inputs, State
 
 
 class Marks(NamedTuple):
-    """Where something is not finite; without heads the arrays have no axis of them."""
+    """Where something is not finite. The arrays of a recurrence without heads have no head axis."""
 
-    written: jax.Array  # [B, T, HV] in what the token writes: it spoils all later ones of its document
-    queried: jax.Array  # [B, T, HV] in its query alone: it spoils no other token
+    written: jax.Array  # [B, T, HV] in what the token writes, which all later tokens of its document read
+    queried: jax.Array  # [B, T, HV] in the token's query, which no other token reads
     entered: jax.Array  # [B, HV] in the state that enters
 
 
 def around(record: Recurrence, run: Callable, reset: jax.Array, causal: bool) -> Callable:
-    """`run(fields, state=...) -> (final state, o)` for rows whose documents start where `reset [B, T]` is True."""
+    """`run(fields, state=...) -> (final state, o)`, made safe for rows with documents that start at `reset [B, T]`."""
 
     def quarantined(fields: Inputs, state: State):
         fields, state, marks = cleaned(record, fields, state, causal)
@@ -38,7 +39,7 @@ def around(record: Recurrence, run: Callable, reset: jax.Array, causal: bool) ->
 
 
 def cleaned(record: Recurrence, fields: Inputs, state: State, causal: bool) -> tuple[Inputs, State, Marks]:
-    """Fields and state with zeros in place of what is not finite, and where that was."""
+    """The fields and the state with zeros in place of what is not finite, and the marks of where that was."""
     heads = fields[record.output_field].shape[2] if record.has_heads else None
     bad = {name: _bad_tokens(record, name, fields[name], heads) for name in record.fields}
     none = jnp.zeros_like(bad[record.output_field])
@@ -50,14 +51,14 @@ def cleaned(record: Recurrence, fields: Inputs, state: State, causal: bool) -> t
 
 
 def spoil(result, spoilt: jax.Array, last: jax.Array):
-    """`(final state, o)` with NaN where outputs `[B, T, ...]` and states `[B, ...]` are spoilt."""
+    """`(final state, o)` with NaN in the outputs where `spoilt [B, T, ...]`, and in the states where `last [B, ...]`."""
     final, o = result
     o = jnp.where(_wide(spoilt, o), jnp.nan, o)
     return jax.tree.map(lambda s: jnp.where(_wide(last, s), jnp.nan, s), final), o
 
 
 def reached(written: jax.Array, entered: jax.Array, reset: jax.Array, causal: bool) -> tuple[jax.Array, jax.Array]:
-    """Which tokens `[B, T, ...]` a bad token or a bad entering state reaches, and whether the last one `[B, ...]`."""
+    """Which tokens `[B, T, ...]` are reached by what is not finite, and whether the final state `[B, ...]` is."""
     starts = jnp.broadcast_to(reset.reshape(reset.shape + (1,) * (written.ndim - 2)), written.shape)
     join = lambda a, b: (a[0] | b[0], b[1] | (a[1] & ~b[0]))  # noqa: E731
     begun, spoilt = lax.associative_scan(join, (starts, written), axis=1)
@@ -74,12 +75,12 @@ def _wide(mask: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _bad(record: Recurrence, name: str, x: jax.Array) -> jax.Array:
-    """Where a field is not finite; of logarithms -inf is as good as any."""
+    """Where a field is not finite. A logarithm may be -inf, which stands for zero."""
     return ~jnp.isfinite(x) & ~(x < 0) if name in record.logs else ~jnp.isfinite(x)
 
 
 def _bad_tokens(record: Recurrence, name: str, x: jax.Array, heads: int | None) -> jax.Array:
-    """`[B, T, HV]`, or `[B, T]` without heads."""
+    """Which tokens of which value heads `[B, T, HV]` a field spoils; `[B, T]` where there are no heads."""
     bad = _bad(record, name, x)
     if heads is None:
         return bad.any(axis=tuple(range(2, bad.ndim)))
