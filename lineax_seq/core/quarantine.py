@@ -51,7 +51,7 @@ def cleaned(record: Recurrence, fields: Inputs, state: State, causal: bool) -> t
 
 
 def spoil(result, spoilt: jax.Array, last: jax.Array):
-    """`(final state, o)` with NaN in the outputs where `spoilt [B, T, ...]`, and in the states where `last [B, ...]`."""
+    """`(final state, o)` with NaN in outputs where `spoilt [B, T, ...]`, and in states where `last [B, ...]`."""
     final, o = result
     o = jnp.where(_wide(spoilt, o), jnp.nan, o)
     return jax.tree.map(lambda s: jnp.where(_wide(last, s), jnp.nan, s), final), o
