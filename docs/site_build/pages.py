@@ -33,8 +33,8 @@ def public_names(package: str) -> dict[str, str]:
     folder = ROOT / package.replace(".", "/")
     found = {}
     for node in _statements(folder / "__init__.py"):
-        if isinstance(node, ast.ImportFrom):
-            found |= {a.asname: definition(f"{package}.{node.module}", a.name) for a in node.names if a.asname}
+        if isinstance(node, ast.ImportFrom) and node.module:  # `from . import room` has none
+            found |= {a.asname: definition(_source(package, node), a.name) for a in node.names if a.asname}
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             found |= {target.id: f"{package}.{target.id}" for target in targets if isinstance(target, ast.Name)}
@@ -49,13 +49,21 @@ def _statements(path: Path) -> Iterator[ast.stmt]:
         yield from node.body if isinstance(node, ast.If) else [node]
 
 
+def _source(package: str, node: ast.ImportFrom) -> str:
+    """The module that a relative import in `package/__init__.py` takes names from."""
+    parts = package.split(".")
+    return ".".join([*parts[: len(parts) + 1 - node.level], str(node.module)])
+
+
 def definition(module: str, name: str) -> str:
     """Where a name is defined that `module` offers. A module and what it defines may have one name, as `gla.gla`."""
     package = ROOT / module.replace(".", "/") / "__init__.py"
     if package.is_file():
         for node in _statements(package):
-            if isinstance(node, ast.ImportFrom) and any((a.asname or a.name) == name for a in node.names):
-                return definition(f"{module}.{node.module}", name)
+            if not isinstance(node, ast.ImportFrom) or node.module is None:
+                continue
+            if any((a.asname or a.name) == name for a in node.names):
+                return definition(_source(module, node), name)
     return f"{module}.{name}"
 
 

@@ -1,10 +1,11 @@
 """The chunk form of one call: groups of chunks, the state carried over them, and the way back.
 
-Everything that does not need the state is computed for all chunks of a group at once; then a walk carries the state
-over them, and the outputs follow for all chunks at once again. The backward pass goes over the groups from right to
-left. It computes a group's factors anew, walks it from the state that entered it (or takes the states that entered its
-chunks, where the forward pass kept them), and carries only the state's gradient from chunk to chunk; what the factors
-get of it, all chunks get at once.
+What does not need the state is computed for all chunks of a group at once. A walk then carries the state over the
+chunks, and the outputs follow for all chunks at once again.
+
+The backward pass takes the groups from the last to the first. It computes the factors of a group again, and takes the
+states that entered its chunks from the forward pass, or finds them by the same walk. Only the gradient of the state
+goes from chunk to chunk; all gradients of the factors follow at once. Derivation: docs/design/derivations/way_back.md.
 """
 
 import dataclasses
@@ -24,16 +25,16 @@ from .typing import Inputs, State
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How one call is cut.
+    """How a call is cut into groups and chunks.
 
     Attributes:
-        layout: where batch, heads and time stand.
-        scale: multiplies the field q, or None.
+        layout: the order of axes.
+        scale: what the field q is multiplied by, or None.
         chunk_size: C.
-        groups: how many there are, one after the other.
-        chunks: N, of each sequence in a group.
+        groups: how many groups follow one another.
+        chunks: N, the chunks of each sequence in a group.
         keeps_entries: whether the forward pass keeps the states that enter chunks, or only those that enter groups.
-        forward_alone: whether nothing is kept for a backward pass.
+        forward_alone: whether there is no backward pass to keep anything for.
     """
 
     layout: Layout
@@ -57,7 +58,7 @@ class Plan:
         return self.groups * self.group_tokens
 
     def unroll(self, form: MappedForm) -> int:
-        """Chunks that the walk takes without a loop: see `target.CPU_GROUPS`."""
+        """How many chunks the walk takes in one turn of its loop; all of them where there is to be no loop."""
         return 1 if self.keeps_entries or form.walks_tokens else self.chunks
 
 
@@ -69,7 +70,7 @@ def plan(
     xs: Inputs,
     forward_alone: bool = False,
 ) -> Plan:
-    """The plan for fields `xs [B, T, heads, ...]`. A symbolic batch counts as one sequence."""
+    """The plan for fields and parameters `xs`. A symbolic batch counts as one sequence."""
     layout = Layout.of(recurrence, xs)
     heads = xs[recurrence.output_field].shape[2] if recurrence.has_heads else 1
     sequences = heads * (layout.batch if isinstance(layout.batch, int) else 1)
@@ -82,7 +83,7 @@ def plan(
 
 
 class Cut:
-    """The inputs of a call, padded and ready to be read group by group."""
+    """The inputs of a call, padded to whole groups, and the ways to read them group by group."""
 
     def __init__(self, plan: Plan, xs: Inputs, reset: jax.Array | None):
         fields, padding, length = plan.recurrence.fields, plan.recurrence.padding, plan.padded_length
@@ -110,7 +111,7 @@ class Cut:
         return x | layout.parameters(part), keep
 
     def holds(self, question: Callable[[Inputs], jax.Array]) -> jax.Array:
-        """`question` of every group's fields `[B, N, C, heads, ...]`: bool `[groups]`."""
+        """What `question` says of the fields `[B, N, C, heads, ...]` of every group: bool `[groups]`."""
         plan = self.plan
         computed = plan.layout.computed(self.xs, None)
         shape = (plan.groups, plan.chunks, plan.chunk_size)
@@ -127,9 +128,10 @@ class Cut:
 
 
 def forward(plan: Plan, xs: Inputs, reset: jax.Array | None, state: State, factors: Any = None):
-    """`((final state, o), entries)`; `entries` are the states that `backward` asks for, or None.
+    """`((final state, o), entries)`, where `entries` are the states that `backward` needs, or None.
 
-    They are of the groups, `[groups, B, H, (n,) ...]`, or of their chunks, `[groups, N, B, H, (n,) ...]`.
+    These are the states that enter the groups, `[groups, B, H, (n,) ...]`, or those that enter their chunks,
+    `[groups, N, B, H, (n,) ...]`.
     """
     cut, layout, field = Cut(plan, xs, reset), plan.layout, plan.recurrence.output_field
 
@@ -144,7 +146,7 @@ def forward(plan: Plan, xs: Inputs, reset: jax.Array | None, state: State, facto
 
 
 def factors(plan: Plan, xs: Inputs, reset: jax.Array | None) -> Any:
-    """The factors of all chunks, or None: where groups follow one another, or a special way has factors of its own."""
+    """The factors of all chunks; None where there are several groups, or another form with factors of its own."""
     if plan.groups > 1 or plan.recurrence.special is not None:
         return None
     cut = Cut(plan, xs, reset)
@@ -153,7 +155,7 @@ def factors(plan: Plan, xs: Inputs, reset: jax.Array | None) -> Any:
 
 
 def _walk(plan: Plan, form: MappedForm, factors: Any, state: State):
-    """The state carried over a group's chunks: `(final state, states that enter them, what their outputs need)`."""
+    """The state carried over the chunks of a group: `(final state, states that enter the chunks, seen)`."""
 
     def body(state, factors_c):
         new, seen = form.advance(factors_c, state)
@@ -193,10 +195,10 @@ def backward(plan: Plan, xs: Inputs, reset: jax.Array | None, entries: State, d_
 
 
 def _pull(plan: Plan, form: MappedForm, factors: Any, entries: State, seen: Any, d_state: State, d_o: jax.Array):
-    """The gradients of a group's factors and of the state that enters it, from the states that enter its chunks.
+    """The gradients of a group's factors and of the state that enters the group, by JAX's gradient of `advance`.
 
-    Where a chunk is a loop over its tokens, the factors' gradients come out of the same walk: the loop would run twice
-    otherwise.
+    Where `advance` is a loop over tokens, the gradients of the factors are taken in the same walk, because the loop
+    would otherwise run twice.
     """
     walks_tokens = form.walks_tokens
     (_, seen), pull_advance = jax.vjp(form.advance_all, factors, entries)
@@ -224,7 +226,7 @@ def _pull(plan: Plan, form: MappedForm, factors: Any, entries: State, seen: Any,
 def _pull_adjoint(
     plan: Plan, form: MappedForm, factors: Any, entries: State, seen: Any, d_state: State, d_o: jax.Array
 ):
-    """The same by the record's own way back through `advance`."""
+    """The same gradients by the record's `Adjoint`."""
     assert form.ready_all and form.retreat and form.gather_all
     if seen is None:
         seen = form.advance_all(factors, entries)[1]
@@ -246,7 +248,7 @@ def _pull_adjoint(
 
 
 def _form(cut: Cut, form: Form, keep: jax.Array | None, group: jax.Array) -> MappedForm:
-    """The form for one group; what a record's `decide` said of the group's fields is handed to `prepare`."""
+    """The form for one group. `prepare` is given what the record's `decide` said of this group."""
     if cut.decisions is not None:
         decision, prepare = cut.decisions[group], form.prepare
         form = form._replace(prepare=lambda x, keep: prepare(x, keep, decision))
@@ -254,10 +256,10 @@ def _form(cut: Cut, form: Form, keep: jax.Array | None, group: jax.Array) -> Map
 
 
 def _over_groups(cut: Cut, group: Callable, carry, *rows, reverse: bool = False):
-    """Scan `group(form, x, carry, index, *rows)` over the groups.
+    """A scan of `group(form, x, carry, index, *rows)` over the groups.
 
-    Where the record has a special form and it applies to all groups, all take it: a branch outside of the loop, as what
-    crosses the border of one inside would be written to memory first.
+    If the record has a special form that is exact for all groups, all take it. The branch stands outside of the loop,
+    because arrays that cross the border of a branch are written to memory.
     """
     plan, record = cut.plan, cut.plan.recurrence
 

@@ -1,8 +1,8 @@
-"""`implementation=`: who computes the chunk form, or one token.
+"""`implementation=`: whether XLA or a kernel computes the chunk form, or one token.
 
-A kernel replaces a form of one recurrence record on one platform; `pallas_kernels` has the table of them, and its
-`Kernel` says how to add one. It refuses with NotImplementedError and the reasons; None takes the first that accepts, a
-named implementation never falls back.
+A kernel computes one form of one record on one platform. `pallas_kernels` has the table of all, and its `Kernel` says
+how to add one. A kernel refuses what it cannot compute by raising NotImplementedError with the reasons. `None` takes
+the first implementation that does not refuse; a named one is taken or raises, and nothing else takes its place.
 """
 
 import functools
@@ -21,7 +21,7 @@ IMPLEMENTATIONS = ("xla", *PLATFORM)
 
 
 def candidates(caller: str, implementation: str | Sequence[str] | None, machine: Machine) -> tuple[str, ...]:
-    """The implementations to try, in order: None is the kernels of the machine, then XLA.
+    """The implementations to try, in order. For None these are the kernels of the machine, then XLA.
 
     Raises:
         ValueError: an unknown name.
@@ -40,12 +40,12 @@ def candidates(caller: str, implementation: str | Sequence[str] | None, machine:
 
 
 def kernel(recurrence: Recurrence, implementation: str, machine: Machine, role: str = "chunk") -> Callable:
-    """`(scale, chunk_size, fields, reset, state) -> (final state, o)`: a kernel in place of the chunk form.
+    """The kernel of a record: `(scale, chunk_size, fields, reset, state) -> (final state, o)`.
 
-    Of the role "step" it computes one token: T is 1, `chunk_size` and `reset` are None.
+    With the role "step" it computes one token: T is 1, and `chunk_size` and `reset` are None.
 
     Raises:
-        NotImplementedError: there is none. The kernel itself raises it with the reasons why it cannot.
+        NotImplementedError: there is no such kernel. When called, a kernel raises it for what it cannot compute.
     """
     found = pallas_kernels.KERNELS.get((PLATFORM[implementation], role, recurrence.name))
     if found is None:
@@ -54,11 +54,11 @@ def kernel(recurrence: Recurrence, implementation: str, machine: Machine, role: 
 
 
 def first_accepting(caller: str, names: Sequence[str], attempt: Callable[[str], Result]) -> Result:
-    """`attempt(name)` for the first implementation that does not refuse.
+    """What `attempt(name)` returns for the first name that it does not refuse.
 
     Raises:
-        NotImplementedError: the only one refused.
-        ExceptionGroup: all of several refused; it holds every reason.
+        NotImplementedError: there was one name, and it was refused.
+        ExceptionGroup: there were several, and all were refused; it holds every reason.
     """
     refusals = []
     for name in names:

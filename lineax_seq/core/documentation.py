@@ -1,4 +1,4 @@
-"""What an operator shows to `help`, to `inspect.signature` and to notebooks: its call and its docstring."""
+"""The signature and the docstring of an operator, which `help`, `inspect.signature` and notebooks show."""
 
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -54,14 +54,14 @@ _BLOCK = """
 
 
 def directions(operator: "Operator") -> dict[str, Any]:
-    """The options that say which tokens a token reads, with their defaults."""
+    """The options by which an operator's tokens may read the future, with their defaults."""
     return ({"causal": True} if operator.bidirectional else {}) | (
         {"block_size": None} if operator.takes_blocks else {}
     )
 
 
 def signature(operator: "Operator") -> inspect.Signature:
-    """Of a call; None stands in for an optional argument that others follow."""
+    """The signature of a call. An optional argument that others follow has no default; it is given as None."""
     names = list(operator.arguments)
     required = max(i for i, name in enumerate(names) if not operator.arguments[name].optional)
     positional, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty

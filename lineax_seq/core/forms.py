@@ -1,8 +1,8 @@
-"""The forms of a recurrence over batch, heads and time: `scan` (the reference, and of one token: decoding) and `chunk`.
+"""The forms of a recurrence over batch, heads and time: `scan`, which is the reference, and `chunk`.
 
-Both take the recurrence's fields as `[B, T, heads, ...]`, `reset` (None or bool `[B, T]`: a document starts here)
-and the state as `[B, HV, ...]`, and return the final state and the outputs `[B, T, HV, ...]`. They compute in float32,
-or float64 when an input is float64. `scale` multiplies the field q.
+Both take the record's fields `[B, T, heads, ...]`, `reset` (None, or bool `[B, T]`: a document starts here) and the
+state `[B, HV, ...]`. Both return the final state and the outputs `[B, T, HV, ...]`. They compute in float32, or in
+float64 if an input is float64. `scale` multiplies the field q. One token is decoded by `scan` with T = 1.
 """
 
 import functools
@@ -48,9 +48,10 @@ def chunk(
     state: State,
     factors: Any = None,
 ) -> tuple[State, jax.Array]:
-    """Chunk-parallel: everything inside a chunk for many chunks at once, the state carried over them by a scan.
+    """Chunk by chunk: what happens inside of chunks for many of them at once, and the state carried over them.
 
-    `factors`, where `chunk_factors` gave any for these inputs, are not made again; gradients are of the inputs alone.
+    `factors` are those that `chunk_factors` gave for the same inputs, so that they are not computed again; None
+    computes them. Gradients flow to the inputs and the state, never to `factors`.
     """
     if _scans(recurrence, target):
         return scan(recurrence, scale, xs, reset, state)
@@ -58,7 +59,7 @@ def chunk(
 
 
 def _own_heads(recurrence: Recurrence, xs: Inputs) -> Inputs:
-    """Queries and keys for every value head, where these share nothing."""
+    """The inputs with queries and keys repeated for every value head, if the record's value heads share no work."""
     n = Layout.of(recurrence, xs).n
     if recurrence.shares_heads or n == 1:
         return xs
@@ -68,7 +69,7 @@ def _own_heads(recurrence: Recurrence, xs: Inputs) -> Inputs:
 
 
 def _scans(recurrence: Recurrence, target: Target) -> bool:
-    """Whether the token scan is the faster form there."""
+    """Whether the token scan stands in for the chunk form, being faster on this machine."""
     return recurrence.scans_on_cpu and target.on_cpu
 
 
@@ -97,10 +98,10 @@ _chunk.defvjp(_chunk_forward, _chunk_backward)
 def chunk_factors(
     recurrence: Recurrence, target: Target, scale: float | None, chunk_size: int, xs: Inputs, reset: jax.Array | None
 ) -> Any:
-    """The factors of all chunks, for several runs of `chunk` from different states, where `chunk` has them apart.
+    """The factors of all chunks, for several runs of `chunk` that differ in their states alone.
 
-    None where it does not: where groups follow one another, where a special way has factors of another kind, or where
-    the token scan is the faster form.
+    None where `chunk` has no such factors: where it takes several groups, where another form has factors of another
+    kind, and where the token scan stands in for it.
     """
     if _scans(recurrence, target):
         return None

@@ -1,7 +1,8 @@
-"""Where batch, heads and time stand: between the callers' `[B, T, HV, ...]` and one head's functions.
+"""The order of axes: between the callers' arrays `[B, T, HV, ...]` and the functions of one head.
 
-Forms work on `[N, B, H, (n,) C, ...]`: chunks lead so that a scan slices them, heads are split into the key heads H and
-the n value heads that share each of them (no axis for n = 1), so that what keys and queries say is computed once.
+The chunk form works on `[N, B, H, (n,) C, ...]`. Chunks come first, so that a scan slices them. HV heads are split into
+the H key heads and the n value heads of each, so that what queries and keys give is computed once for all n; for n = 1
+there is no such axis.
 """
 
 import dataclasses
@@ -21,20 +22,20 @@ def compute_dtype(xs: Inputs) -> jnp.dtype:
 
 
 def pad_time(x: jax.Array, length: int, value: float = 0) -> jax.Array:
-    """`[B, T, ...]` -> `[B, length, ...]`; a field's padding makes identity tokens, which zeros mostly are."""
+    """`[B, T, ...]` -> `[B, length, ...]`, padded with a field's value of a token that leaves the state alone."""
     missing, rest = length - x.shape[1], ((0, 0),) * (x.ndim - 2)
     return jnp.pad(x, ((0, 0), (0, missing), *rest), constant_values=value) if missing else x
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where batch, heads and time of one call stand.
+    """The axes of one call, and the ways between their orders.
 
     Attributes:
-        recurrence: the record whose functions are mapped.
+        recurrence: the record whose functions are mapped over them.
         dtype: of computation.
-        batch, length: B and T; B may be a symbolic dimension.
-        n: value heads that share a key head.
+        batch, length: B and T, which may be symbolic dimensions.
+        n: value heads for each key head.
     """
 
     recurrence: Recurrence
@@ -45,7 +46,7 @@ class Layout:
 
     @classmethod
     def of(cls, recurrence: Recurrence, xs: Inputs) -> "Layout":
-        """For fields as `[B, T, heads, ...]` and parameters as `[heads, ...]`."""
+        """The layout of fields `[B, T, heads, ...]` and parameters `[heads, ...]`."""
         batch, length = xs[next(iter(recurrence.fields))].shape[:2]
         heads = {recurrence.head_letter(name): xs[name].shape[2] for name in recurrence.fields if xs[name].ndim > 2}
         n = heads["HV"] // heads["H"] if {"H", "HV"} <= heads.keys() else 1
@@ -54,9 +55,10 @@ class Layout:
     # ---- mapping a one-head function
 
     def over_heads(self, fn: Callable, kinds: str) -> Callable:
-        """Map `fn` over `[B]`, `[B, H]` or `[B, H, n]`; the letters of `kinds` name its arguments.
+        """`fn` of one head, mapped over `[B]`, `[B, H]` or `[B, H, n]`.
 
-        x: a dictionary of fields and parameters; r: shared by heads (resets); s: states, factors, outputs.
+        `kinds` has a letter for each argument of `fn`: x for a dictionary of fields and parameters, r for what all
+        heads share (resets), s for what every head has (states, factors, outputs).
         """
 
         def axes(fields, shared):
@@ -72,13 +74,13 @@ class Layout:
 
     @property
     def token_axes(self) -> dict[str, int | None]:
-        """The leading axis of fields, none for parameters: for mapping over the batch or the chunks."""
+        """0 for fields and None for parameters: the axis that a map over batch or chunks takes of each."""
         return {**dict.fromkeys(self.recurrence.fields, 0), **dict.fromkeys(self.recurrence.parameters)}
 
     # ---- inputs
 
     def computed(self, xs: Inputs, scale: float | None) -> Inputs:
-        """Inputs in the dtype of computation; queries are scaled after the cast, so bfloat16 ones lose nothing."""
+        """The inputs in the dtype of computation. Queries are scaled after the cast, so that bfloat16 loses nothing."""
         xs = {name: x.astype(self.dtype) for name, x in xs.items()}
         return xs if scale is None else {**xs, "q": xs["q"] * scale}
 
@@ -107,7 +109,7 @@ class Layout:
         return {"H": 1, "HV": 2 if self.n > 1 else 1, None: 0}[self.recurrence.head_letter(name)]
 
     def _split(self, name: str, x: jax.Array, axis: int) -> jax.Array:
-        """HV heads on `axis` -> `[H, n]`, for what value heads own."""
+        """`x` with the HV heads on `axis` split into `[H, n]`, if the field or parameter has value heads."""
         if self.n == 1 or self.recurrence.head_letter(name) != "HV":
             return x
         return x.reshape(*x.shape[:axis], x.shape[axis] // self.n, self.n, *x.shape[axis + 1 :])
@@ -135,9 +137,8 @@ class Layout:
 
 
 class MappedForm(NamedTuple):
-    """A form over batch and heads; the functions ending in `_all` over the chunks of a group too.
-
-    `ready_all`, `retreat` and `gather_all` are those of the record's `Adjoint`, None where it has none.
+    """The functions of a form, mapped over batch and heads. Those whose names end in `_all` are mapped over the chunks
+    of a group as well. The last three are the record's `Adjoint`, None where it has none.
     """
 
     prepare_all: Callable
@@ -151,7 +152,7 @@ class MappedForm(NamedTuple):
 
     @classmethod
     def of(cls, layout: Layout, form: Form, keep: jax.Array | None) -> "MappedForm":
-        """For `keep [N, B, C]`, or None."""
+        """The functions of `form`; `keep [N, B, C]` is False where documents start, None where there is one."""
         advance, readout = (layout.over_heads(fn, "ss") for fn in (form.advance, form.readout))
         if keep is None:
             prepare_all = jax.vmap(layout.over_heads(lambda x: form.prepare(x, None), "x"), (layout.token_axes,))

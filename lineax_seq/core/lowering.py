@@ -1,4 +1,4 @@
-"""From a call's checked arguments to a record's fields, through one form, and back: the compiled part of a call."""
+"""The compiled part of a call: from its checked arguments to the record's fields, through one form, and back."""
 
 import dataclasses
 import functools
@@ -23,8 +23,9 @@ class How:
     """All that is static in a call: what is computed, in which way, and for which target.
 
     Attributes:
-        chunk_size: C; for kernels None where the caller does not say, as they have tuned sizes of their own.
-        axis_name, strategy: of a shard, see `parallel.sequence`.
+        chunk_size: C; None leaves it to a kernel, which has a tuned size of its own.
+        axis_name, strategy: the mesh axis that T is split over, and how summaries travel along it; the arrays of the
+            call are then one shard.
     """
 
     operator: "Operator"
@@ -40,11 +41,12 @@ class How:
 
 
 class Distribution(NamedTuple):
-    """What is done about many devices: `lineax_seq.parallel` says it when it is imported.
+    """How calls are computed on several devices. `lineax_seq.parallel` provides it when it is imported.
 
-    placement: (operator, arguments, segment ids, state) -> how they lie on a mesh, or None.
-    on_mesh: (how, placement, arguments, segment ids, state) -> `(o, final state)`, by parts.
-    on_shard: (how, arguments, segment ids, state, first head) -> `(o, final state)` of one shard of T.
+    Attributes:
+        placement: (operator, arguments, segment ids, state) -> how these are split over a mesh; None if they are not.
+        on_mesh: (how, placement, arguments, segment ids, state) -> `(o, final state)`, each device its own part.
+        on_shard: (how, arguments, segment ids, state, first head) -> `(o, final state)` of one shard of T.
     """
 
     placement: Callable
@@ -60,7 +62,7 @@ def run(how: How, placement: Any, xs: dict, segment_ids, state: State | None) ->
     """`(o, final state)` of checked arguments.
 
     Raises:
-        NotImplementedError: the implementation cannot, with the reason.
+        NotImplementedError: the implementation cannot compute this call; the message has the reasons.
     """
     if placement is not None:
         assert distribution is not None
@@ -70,14 +72,17 @@ def run(how: How, placement: Any, xs: dict, segment_ids, state: State | None) ->
 
 @functools.partial(jax.jit, static_argnums=0)
 def run_token(how: How, xs: dict, state: State | None) -> tuple[jax.Array, State]:
-    """`(o_t, state)` of one token's checked arguments, without their T axis."""
+    """`(o_t, state)` of one token, from checked arguments without their T axis."""
     tokens = {name: x[:, None] if how.operator.arguments[name].per_token else x for name, x in xs.items()}
     o, state = compute(how, tokens, None, state)
     return o[:, 0], state
 
 
 def compute(how: How, xs: dict, segment_ids, state: State | None, first_head: jax.Array | int = 0):
-    """What `run` compiles; `first_head` is the number of the first value head, not 0 on one device's part of many."""
+    """`(o, final state)` of the arrays at hand, inside the compiled program.
+
+    `first_head` is the number of their first value head among all: on a mesh that splits heads, devices differ in it.
+    """
     if how.axis_name is not None:
         assert distribution is not None, "import lineax_seq"
         return distribution.on_shard(how, xs, segment_ids, state, first_head)
@@ -98,10 +103,10 @@ def compute(how: How, xs: dict, segment_ids, state: State | None, first_head: ja
 
 
 def form_of(how: How) -> Callable:
-    """`(fields, reset, state) -> (final state, o)`.
+    """The function `(fields, reset, state) -> (final state, o)` that the call asks for.
 
     Raises:
-        NotImplementedError: there is no such kernel, with the reason.
+        NotImplementedError: there is no such kernel.
     """
     record = how.operator.recurrence
     if how.implementation == "xla":
@@ -136,12 +141,12 @@ def resets(segment_ids) -> jax.Array | None:
 
 
 def positions(seen: jax.Array | int, reset: jax.Array | None, batch: int, length: int) -> jax.Array:
-    """`[B, T]` int32: how many tokens of its document came before each token, `seen` of them before the first."""
+    """int32 `[B, T]`: how many tokens of its document come before each token. `seen` came before the first one."""
     places = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
     before = jnp.broadcast_to(jnp.asarray(seen, jnp.int32), (batch,))[:, None] + places
     if reset is None:
         return before
-    start = lax.cummax(jnp.where(reset, places, -1), axis=1)  # of the token's document, -1 in the first
+    start = lax.cummax(jnp.where(reset, places, -1), axis=1)  # of the token's document; -1: before these tokens
     return jnp.where(start < 0, before, places - start)
 
 
@@ -150,7 +155,7 @@ def zero_state(operator: "Operator", fields: dict) -> State:
 
 
 def prepared(operator: "Operator", xs: dict, reset, state, **place):
-    """`(fields, reset, state)` of the record; `place` goes to `Operator.fields`."""
+    """`(fields, reset, state)` as the forms take them; `place` is handed on to `Operator.fields`."""
     fields = operator.fields(xs, reset, state, **place)
     if state is None:
         state = zero_state(operator, fields)
@@ -158,7 +163,7 @@ def prepared(operator: "Operator", xs: dict, reset, state, **place):
         state = jax.tree.map(lambda s: jnp.asarray(s, compute_dtype(fields)), state)
     if reset is not None:
         length = Layout.of(operator.recurrence, fields).length
-        if length != reset.shape[1]:  # micro-steps: a document starts at the first of its token's
+        if length != reset.shape[1]:  # Tokens have become micro-steps: a document starts at a token's first one.
             steps = length // reset.shape[1]
             reset = jnp.pad(reset[:, :, None], ((0, 0), (0, 0), (0, steps - 1))).reshape(reset.shape[0], length)
     return fields, reset, state

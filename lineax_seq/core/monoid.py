@@ -1,13 +1,14 @@
 """Summaries of tokens: what a stretch of tokens does to the state that enters it.
 
-A summary type comes with two functions and obeys three laws. For summaries a, b, c in time order and any state S:
+A type of summaries comes with two functions, `combine` and `apply`, and obeys three laws. For summaries a, b, c in the
+order of time and any state S:
 
     combine(combine(a, b), c) == combine(a, combine(b, c))      (associative; in general not commutative)
     apply(combine(a, b), S)   == apply(b, apply(a, S))          (an action on states)
     combine(identity, a) == a == combine(a, identity)           (identity of a state is `monoid.identity(S)`)
 
-`combine(earlier, later)` takes its arguments in time order, as `jax.lax.associative_scan` hands them over.
-Log-decays stay logarithms inside a summary: their composition is addition and cannot underflow.
+`combine(earlier, later)` takes its arguments in the order of time, as `jax.lax.associative_scan` hands them over.
+Decays stay logarithms inside a summary. Their product is then a sum, which cannot underflow.
 """
 
 from collections.abc import Callable
@@ -28,19 +29,26 @@ class Affine(NamedTuple):
 
 
 class Monoid(NamedTuple):
-    """The operations of one summary type; the module's docstring states their laws.
+    """The functions of one type of summaries; the module's docstring has the laws of the first three.
 
-    The other entries say how a long stretch of tokens is summarised, sent and pulled back through; None takes what
-    follows from the laws.
+    The other four tell sequence parallelism how a shard is summarised, how its summary travels, and how gradients come
+    back. None takes what follows from the laws, which is right for every monoid and slower.
 
-    total: (summaries of the tokens, stacked; state they make of the zero state; first token of the last document) ->
-        the summary of that document. None folds the tokens' summaries one by one. Unused parts of them cost nothing.
-    probe: zero state -> value columns that are carried along beside it, zero in every token; `total` gets the state
-        with them. None needs none.
-    adjoint: (summary, cotangent W) -> the map `L -> T^T L + W` of cotangents, from the end of the stretch to its
-        start, as a summary of the same monoid in which the later tokens come first. None pulls back through `apply`.
-    columns: (summary, first, size) -> the summary of these columns of the state (its last axis), where columns do not
-        see each other.
+    Attributes:
+        combine: (earlier, later) -> the summary of both stretches in a row.
+        apply: (summary, state) -> the state after the stretch.
+        identity: state -> the summary of no tokens, for states of this shape.
+        total: (summaries of the tokens, stacked; the state that the tokens make of the zero state; index of the first
+            token of the last document) -> the summary of that document. The compiler drops the parts of the tokens'
+            summaries that `total` does not read. None combines them one after the other.
+        probe: zero state -> columns to append to its values before the tokens go over it. The tokens write zeros there,
+            so that these columns end as what the transition makes of them; `total` gets the state with them. None
+            appends nothing.
+        adjoint: (summary with transition T, gradient W) -> the map `L -> T^T L + W`, which takes the gradient L of the
+            state after the stretch to that of the state before it. It is a summary of the same monoid, in which the
+            later stretch comes first. None pulls gradients back through `apply`.
+        columns: (summary, first, size) -> the summary that acts on `size` columns of the state, on its last axis. None
+            where columns depend on each other.
     """
 
     combine: Callable[[Summary, Summary], Summary]
@@ -53,10 +61,10 @@ class Monoid(NamedTuple):
 
 
 class Segmented(NamedTuple):
-    """A summary that may forget what came before it: a document starts inside its stretch of tokens."""
+    """The summary of a stretch in which a document may start, so that what came before the stretch is forgotten."""
 
-    forget: jax.Array  # bool, ()
-    summary: Summary
+    forget: jax.Array  # bool, (): a document starts in the stretch
+    summary: Summary  # of the tokens of the last document
 
 
 def _decay_combine(earlier: Affine, later: Affine) -> Affine:
@@ -108,19 +116,19 @@ DENSE = Monoid(
 
 
 def long_sum(x: jax.Array) -> jax.Array:
-    """Sum over the first axis in two stages, so that a million terms cost float32 no more than a thousand."""
+    """Sum over the first axis in two stages: a million terms then cost float32 no more accuracy than a thousand do."""
     stage = 1 << max(0, (x.shape[0].bit_length() - 1) // 2)
     whole = x.shape[0] - x.shape[0] % stage
-    # the barrier keeps the compiler from making it one sum again
+    # Without the barrier the compiler would make one sum of both stages.
     partial = lax.optimization_barrier(x[:whole].reshape(-1, stage, *x.shape[1:]).sum(1))
     return partial.sum(0) + x[whole:].sum(0)
 
 
 def segmented(monoid: Monoid, zero: State) -> Monoid:
-    """The monoid of summaries that may forget: a later summary with `forget` set discards all earlier tokens.
+    """The monoid of `Segmented` summaries: one that forgets discards all that is earlier.
 
-    A reset is this mask, never an infinite gate (`-inf - -inf` is NaN). `zero` is the state a document starts from.
-    A monoid that is mapped over leading axes takes `forget` with these.
+    The start of a document is this mask and never a gate of -inf, as `-inf - -inf` is NaN. `zero` is the state that a
+    document starts from. If `monoid` is mapped over leading axes, `forget` has these axes.
     """
 
     def choose(forget, new, old):

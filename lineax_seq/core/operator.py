@@ -21,7 +21,7 @@ FORMS = ("chunk", "scan")
 
 
 class Checked(NamedTuple):
-    """A call's arguments after the checks."""
+    """The arguments and options of a call that has passed all checks."""
 
     target: Target
     xs: dict
@@ -33,7 +33,8 @@ class Checked(NamedTuple):
     options: dict
 
     def how(self, operator: "Operator", implementation: str) -> How:
-        """Kernels choose their own chunk size where the caller does not say."""
+        """What is static in the call, for one implementation. A kernel has a chunk size of its own, so it is told one
+        only where the caller names it."""
         options = self.options
         return How(
             operator=operator,
@@ -51,33 +52,35 @@ class Checked(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Operator:
-    """A recurrence as users call it.
+    """A recurrence as users call it: a record, and the arguments that it is called with.
 
     Attributes:
         name: the public name.
-        recurrence: the record of one head.
-        arguments: public name -> dimensions and domain, in calling order.
-        about: the docstring's first part: the equations and their source.
-        lower: arguments -> the record's fields, for recurrences that are another one in disguise.
-        finish: (outputs in the dtype of computation or of v, arguments) -> outputs, for what a disguise adds after
-            the recurrence.
-        scaled: whether the queries (field q) take a scale.
-        default_scale: the scale where the caller does not say; None is K**-0.5.
-        bidirectional: None, or (target, scale, chunk size, fields, reset, state, starts) -> (final state, o), for
-            `causal=False` and, where `takes_blocks`, for `block_size=`; starts: None or bool [B, T], where the blocks
-            of tokens start that read each other.
+        recurrence: the record that computes it.
+        arguments: the public arguments in calling order: name -> dimensions and domain.
+        about: the first part of the docstring: the equations and their source.
+        lower: arguments -> the record's fields, where the two differ; None where they are the same.
+        finish: (outputs of the record, arguments) -> outputs of the call, where something is added to what the record
+            gives; None where nothing is. `finish` brings the outputs to their dtype.
+        scaled: whether the queries, the field q, are multiplied by a scale.
+        default_scale: the scale of a call that names none; None stands for K**-0.5.
+        bidirectional: (target, scale, chunk size, fields, reset, state, starts) -> (final state, o), which computes
+            calls with `causal=False` and with `block_size=`. `starts` is None, or bool [B, T]: True at the first token
+            of every block of tokens that read each other. None where tokens can only read the past.
+        takes_blocks: whether `bidirectional` understands `starts`, so that `block_size=` is accepted.
+        order_free: whether the state does not depend on the order of the tokens. With `causal=False` every token then
+            reads the final state, and shards of T need no more than that state.
+        numbers_heads: whether `lower` must know which of all value heads is the first one in its arrays. It finds the
+            number under the name `first_head`; on a mesh that splits heads it differs between devices.
         zero_is_identity: whether a token whose arguments are all zero leaves the state alone.
-        order_free: whether the state does not depend on the order of the tokens, so that with `causal=False` every
-            token reads the last one.
-        numbers_heads: whether `lower` wants to know which value head the first one is, under the name `first_head`:
-            not 0 where heads are sharded.
-        seen: None, or (state or None) -> int, how many tokens of its document the state has seen, `[B]` or a number;
-            `lower` then finds each token's place in its document, int `[B, T]` from 0, under the name `position`.
-        logs: arguments that are logarithms and may be -inf.
-        queries: arguments that a token reads with, and that no other token sees.
-        state: the state's shape in the documentation.
-        default_chunk_size: C where the caller does not say.
-        cpu_chunk_size: the same on a CPU, where another one is faster.
+        seen: (state, or None) -> how many tokens of the current document have gone into the state, an int or `[B]`.
+            Where it is given, `lower` finds each token's place in its document, int `[B, T]` from 0, under the name
+            `position`. None where no token needs its place.
+        logs: arguments that are logarithms, where -inf is a number like any other.
+        queries: arguments that a token reads the state with. No other token sees them.
+        state: the shape of the state, for the docstring.
+        default_chunk_size: C of a call that names none.
+        cpu_chunk_size: the same on a CPU, if another size is faster there; None if not.
     """
 
     name: str
@@ -106,7 +109,7 @@ class Operator:
             ("__signature__", documentation.signature(self)),
             ("__doc__", documentation.docstring(self)),
             ("__name__", self.name),
-            # `pickle` writes an operator down by the name under which a module holds it; it looks for that module
+            # `pickle` writes an operator down by its name in a module; None makes `pickle` look for that module.
             ("__module__", None),
             ("_token_arguments", tokens),
         ):
@@ -137,10 +140,14 @@ class Operator:
         return dispatch.first_accepting(self.name, call.implementations, attempt)
 
     def checked(self, args: tuple, kwargs: dict, shards: int = 1) -> Checked:
-        """A call's arguments, found to be right; `shards` of T are computed one on each device.
+        """The arguments of a call after all checks.
+
+        Args:
+            args, kwargs: as in the call.
+            shards: devices that T is split over; the default chunk size depends on the part that one of them has.
 
         Raises:
-            ValueError: as the call.
+            ValueError: as in the call.
         """
         values, options = checks.bind(
             self.name, self.arguments, args, kwargs, {**OPTIONS, "causal": True, "block_size": None}
@@ -165,9 +172,10 @@ class Operator:
         return Checked(target, xs, segment_ids, state, scale, chunk_size, names, options)
 
     def step(self, *args, state: State | None = None, **kwargs) -> tuple[jax.Array, State]:
-        """One token: arguments without their T axis, `state` as a call returns it (None: zeros). Gives (o_t, state).
+        """The output of one token and the state after it: `(o_t, state)`.
 
-        `implementation` as in a call: a kernel for one token, where there is one.
+        Arguments are those of a call without their T axis. `state` is one that a call or a step returned; None is the
+        state that has seen nothing. `implementation` is as in a call, and asks for a kernel of one token.
         """
         caller = f"{self.name}.step"
         values, options = checks.bind(caller, self.arguments, args, kwargs, {"scale": None, "implementation": None})
@@ -184,11 +192,11 @@ class Operator:
     # ---- what a caller may want to know or make
 
     def example(self, key: jax.Array, *, dtype=jnp.float32, **sizes: int) -> dict[str, jax.Array]:
-        """Arguments by name drawn from their domains: `op.example(jax.random.key(0), B=1, T=64, H=2, K=16, V=16)`."""
+        """Arguments by name, drawn from their domains: `op.example(jax.random.key(0), B=1, T=64, H=2, K=16, V=16)`."""
         return _arguments.draw(self.arguments, key, sizes, dtype)
 
     def state_shape(self, *, dtype=jnp.float32, **sizes: int) -> State:
-        """Shapes and dtypes of the state, as `init_state` gives it, without making it."""
+        """Shapes and dtypes of the state that `init_state` gives, without making it."""
         sizes = {"B": 1, "HV": sizes.get("H", 1), "NH": 1, **sizes, "T": 1}
         needed = {name: argument for name, argument in self.arguments.items() if not argument.optional}
         missing = sorted({letter for argument in needed.values() for letter in argument.letters} - sizes.keys())
@@ -211,7 +219,7 @@ class Operator:
         return lowering.zero_state(self, self.fields({n: jnp.zeros(shape, dtype) for n, shape in shapes.items()}))
 
     def identity_tokens(self, xs: dict, keep: jax.Array) -> dict:
-        """Arguments by name whose tokens leave the state alone where `keep` (bool [B, T]) is False.
+        """The arguments, changed so that the tokens where `keep` (bool [B, T]) is False leave the state alone.
 
         Raises:
             ValueError: no argument's value makes this recurrence leave its state alone.
@@ -237,9 +245,14 @@ class Operator:
         seen: jax.Array | None = None,
         first_head: jax.Array | int = 0,
     ) -> dict:
-        """The record's fields from checked arguments; `reset` and `state` say which token starts a document.
+        """The record's fields, made of checked arguments.
 
-        `seen`: how many tokens of its document came before the first one, where `state` does not say it.
+        Args:
+            xs: the arguments by name.
+            reset: None, or bool [B, T]: a document starts here.
+            state: that enters; None says that the first token starts a document.
+            seen: how many tokens of its document came before the first one; None asks `state`.
+            first_head: the number of the first value head in `xs`.
         """
         if self.seen is not None:
             batch, length = xs[next(iter(self.arguments))].shape[:2]
@@ -282,7 +295,7 @@ class Operator:
         raise ValueError(f"{caller}: scale is {type(scale).__name__}, wants a Python number; multiply q by it instead.")
 
     def _check_state(self, caller: str, name: str, state: State | None, xs: dict) -> None:
-        """`xs` with or without their T axis."""
+        """The state has the shapes that the arguments ask for; these may have a T axis or not."""
         if state is None:
             return
         shapes = []
@@ -297,7 +310,7 @@ class Operator:
 
 @functools.lru_cache(maxsize=4096)
 def _state_shape(operator: Operator, shapes: tuple) -> State:
-    """Of arguments with these names, shapes and dtypes: traced once for each."""
+    """The shapes of the state for arguments with these names, shapes and dtypes; cached, as it takes a trace."""
     xs: dict[str, Any] = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in shapes}
     with jax.enable_x64(any(dtype == jnp.float64 for _, _, dtype in shapes)):
         return jax.eval_shape(lambda xs: lowering.zero_state(operator, operator.fields(xs)), xs)

@@ -1,9 +1,10 @@
-"""What is not finite in one document of a packed row stays in it.
+"""Packed rows: a NaN or infinity in one document does not reach another one.
 
-Matrix products multiply what a mask has set to zero, and zero times NaN is NaN. So before anything is multiplied, zeros
-take the place of every NaN and infinity in tokens and states. Afterwards the outputs that the token scan would have
-spoilt become NaN: those of such a token and of all later ones of its document, or of the whole document where tokens
-read the future. A value head counts as a whole: the scan may leave some of its channels finite.
+A mask cannot keep documents apart by itself, because matrix products multiply by the zeros that it makes, and zero
+times NaN is NaN. So every NaN and infinity in tokens and states is set to zero before anything is multiplied.
+Afterwards the outputs that the token scan would have spoilt become NaN: that of the token and those of all later tokens
+of its document, or of all its tokens where they read the future. A value head is spoilt as a whole, although the scan
+may leave some of its channels finite.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Marks(NamedTuple):
-    """Where something is not finite; without heads the arrays have no axis of them."""
+    """Where something is not finite. The arrays of a recurrence without heads have no head axis."""
 
-    written: jax.Array  # [B, T, HV] in what the token writes: it spoils all later ones of its document
-    queried: jax.Array  # [B, T, HV] in its query alone: it spoils no other token
+    written: jax.Array  # [B, T, HV] in what the token writes, which all later tokens of its document read
+    queried: jax.Array  # [B, T, HV] in the token's query, which no other token reads
     entered: jax.Array  # [B, HV] in the state that enters
 
 
@@ -55,7 +56,7 @@ def spoil(result, spoilt: jax.Array, last: jax.Array):
 
 
 def reached(written: jax.Array, entered: jax.Array, reset: jax.Array, causal: bool) -> tuple[jax.Array, jax.Array]:
-    """Which tokens `[B, T, ...]` a bad token or a bad entering state reaches, and whether the last one `[B, ...]`."""
+    """Which tokens `[B, T, ...]` are reached by what is not finite, and whether the final state `[B, ...]` is."""
     starts = jnp.broadcast_to(reset.reshape(reset.shape + (1,) * (written.ndim - 2)), written.shape)
     join = lambda a, b: (a[0] | b[0], b[1] | (a[1] & ~b[0]))  # noqa: E731
     begun, spoilt = lax.associative_scan(join, (starts, written), axis=1)

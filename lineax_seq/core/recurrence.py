@@ -1,18 +1,19 @@
 """A recurrence is a record of pure functions of ONE head; the forms map them over batch, heads and chunks.
 
-What must be given is the mathematics of one token (`element`, `output`) and the monoid its summaries live in.
-The chunk form of a family is given by three more functions with derived defaults that are slow and obviously right:
+A record must say what one token does (`element` and `output`) and how the summaries of tokens combine (`monoid`). Every
+form follows from these. A family whose chunk form has matrix products writes it down as three more functions:
 
-    factors      = prepare(x, keep)         what a chunk's tokens say without the state (all chunks at once)
-    state', seen = advance(factors, state)  carry the state over the chunk (in sequence)
-    o            = readout(factors, seen)   the chunk's outputs (all chunks at once)
+    factors      = prepare(x, keep)         what a chunk's tokens give without the state; for all chunks at once
+    state', seen = advance(factors, state)  the state after the chunk; one chunk after the other
+    o            = readout(factors, seen)   the outputs of the chunk's tokens; for all chunks at once
 
-`seen` is what the outputs need of the state that entered the chunk; None where that is the state itself.
+`seen` is what `readout` needs to know of the state that entered the chunk. Where `advance` returns None for it,
+`readout` gets that state itself.
 
-Some inputs allow a cheaper way that is just as exact: gates that decay little, keys of moderate size, chunks that begin
-at round positions. Which inputs these are is decided once for a whole group of chunks, by a boolean that the compiled
-program computes. A record says so in one of two ways. With `decide`, `prepare` gets the boolean and branches where the
-two ways differ. With `special`, the group's chunks all take another form.
+Some inputs allow a cheaper way that is just as exact: decays that leave much of the state, keys of similar size, chunks
+that begin at a multiple of their size. The compiled program tests the inputs, and the record says what follows. With
+`decide`, every group of chunks is tested by itself, and `prepare` gets the answer and branches where the two ways
+differ. With `special`, all chunks of the call take another form if the inputs of every group pass the test.
 """
 
 import dataclasses
@@ -28,7 +29,13 @@ from .typing import Inputs, State, Summary
 
 
 def step(recurrence: "Recurrence", x: Inputs, keep: jax.Array | None, state: State) -> tuple[State, jax.Array]:
-    """One token of one head: the new state and the token's output. `keep` False starts from the zero state."""
+    """The state after one token of one head, and the token's output.
+
+    Args:
+        x: the token's fields, and the parameters that all tokens share.
+        keep: None, or a boolean scalar that is False where a document starts: the token then finds the zero state.
+        state: before the token.
+    """
     if keep is not None:
         zero = recurrence.init_state(x)
         state = jax.tree.map(lambda s, z: jnp.where(keep, s, z), state, zero)
@@ -40,7 +47,7 @@ def step(recurrence: "Recurrence", x: Inputs, keep: jax.Array | None, state: Sta
 
 
 class Form(NamedTuple):
-    """One way through a chunk, see the module's docstring."""
+    """The three functions that take a state through a chunk; the module's docstring says what each does."""
 
     prepare: Callable[..., Any]
     advance: Callable[[Any, State], tuple[State, Any]]
@@ -49,20 +56,23 @@ class Form(NamedTuple):
 
 
 class Special(NamedTuple):
-    """A cheaper form and the inputs that it is exact for."""
+    """A cheaper form, and the test that its inputs must pass."""
 
-    applies: Callable[[Inputs], jax.Array]  # of all chunks of a group, fields [B, N, C, heads, ...]: a boolean scalar
+    applies: Callable[[Inputs], jax.Array]  # fields [B, N, C, heads, ...] of a group of chunks -> a boolean scalar
     form: Form
 
 
 class Adjoint(NamedTuple):
-    """The way back through `advance`, written out: what autodiff makes of it repeats products and transposes.
+    """The backward pass of `advance`, written out because automatic differentiation would repeat products in it.
 
-    ready: factors -> what `retreat` needs of them (all chunks at once).
-    retreat: (ready factors, gradient of the state that leaves, of `seen`) -> (gradient of the state that enters,
-        `kept` for `gather`) (in sequence, the last chunk first).
-    gather: (factors, state that enters, seen, gradient of the state that leaves, kept) -> gradients of the factors that
-        `advance` reads (all chunks at once).
+    Derivation: docs/design/derivations/way_back.md.
+
+    Attributes:
+        ready: factors -> what `retreat` needs of them; for all chunks at once.
+        retreat: (what `ready` gave, gradient of the state that leaves the chunk, gradient of `seen`) -> (gradient of
+            the state that enters it, anything that `gather` wants to know); one chunk after the other, the last first.
+        gather: (factors, state that enters, `seen`, gradient of the state that leaves, what `retreat` left) ->
+            gradients of the factors, as far as `advance` reads them; for all chunks at once.
     """
 
     ready: Callable[[Any], Any]
@@ -72,31 +82,34 @@ class Adjoint(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recurrence:
-    """One head's recurrence.
+    """What a recurrence computes, as functions of one head. None of them sees a batch or a head axis.
 
     Attributes:
-        name: identifies the record in messages and tables of kernels.
-        fields: what one token consists of: name -> its dimensions after `B T`, in the legend's letters: `"H K"`,
-            `"HV V"`, `"HV"` (a scalar per value head), `"D"` (no heads).
-        parameters: what all tokens share, in the same notation without `B T`; part of every `x`.
-        element: one token -> its summary.
+        name: of the record, in messages and in the table of kernels.
+        fields: what one token consists of: the name of each array, and its dimensions after `B T` in the legend's
+            letters: `"H K"`, `"HV V"`, `"HV"` (one number per value head), `"D"` (no heads).
+        parameters: what all tokens share: names and dimensions, without `B T`. The functions below find fields and
+            parameters in one dictionary.
+        element: token -> its summary.
         output: (token, state after it, state before it) -> the token's output.
         monoid: how summaries combine and act on states.
-        init_state: one token -> the zero state.
-        update: None, or (token, state) -> state, where applying the token's summary would build a dense transition.
-        output_field: the field whose dtype the outputs take.
-        padding: field -> its value in a token that leaves the state alone, where that is not zero.
-        prepare, advance, readout: the chunk form, see the module's docstring; None takes the derived default.
-            `keep` is None or a boolean `[C]`, False where a document starts.
-        adjoint: None, or the way back through `advance` written out.
-        decide: None, or all fields of a group of chunks, `[B, N, C, heads, ...]` -> a boolean scalar that `prepare`
-            takes as its third argument.
-        special: None, or a cheaper form for some inputs.
+        init_state: token -> the zero state, the one that has seen nothing. Only shapes and dtypes of the token count.
+        update: (token, state) -> the state after the token, for summaries with a dense transition, which a single
+            token need not build. None applies the token's summary.
+        output_field: the field whose dtype the outputs have.
+        padding: the values that make a token leave the state alone, for fields where it is not zero.
+        prepare, advance, readout: the chunk form, as in the module's docstring; None derives it from `element`. `keep`
+            is None, or a boolean `[C]` that is False where a document starts.
+        adjoint: the backward pass of `advance`; None leaves it to JAX.
+        decide: fields `[B, N, C, heads, ...]` of a group of chunks -> a boolean scalar, which `prepare` gets as its
+            third argument; None where there is nothing to decide.
+        special: a cheaper form for some inputs; None where there is none.
         loops: whether `advance` is a loop over the chunk's tokens.
-        states: inputs -> how many matrices a head's state is made of, for the memory of a group of chunks.
-        shares_heads: whether value heads of one key head share work. Where every value head has decays of its own per
-            channel, nothing is shared; queries and keys are repeated then, and arrays have an axis less.
-        scans_on_cpu: whether the token scan is the faster form there; then the chunk form is that scan.
+        states: inputs -> how many matrices the state of a head consists of, for the memory of a group of chunks.
+        shares_heads: whether the value heads of one key head share work in the chunk form. Where decays differ between
+            them channel by channel they share none; queries and keys are then repeated for each value head, so that
+            arrays have one axis less.
+        scans_on_cpu: whether a CPU is faster with the token scan, which is then taken for the chunk form.
     """
 
     name: str
@@ -125,24 +138,24 @@ class Recurrence:
         return any(self.head_letter(name) for name in self.fields)
 
     def head_letter(self, name: str) -> str | None:
-        """ "H", "HV" or None: which heads own the field or parameter."""
+        """The heads that a field or parameter belongs to: "H", "HV", or None where it has no heads."""
         letter = (self.fields.get(name) or self.parameters[name]).split()[0]
         return letter if letter in ("H", "HV") else None
 
     def derived(self) -> "Recurrence":
-        """This recurrence with the chunk form derived from its tokens: the reference of a family's fast form."""
+        """The record without a chunk form of its own. What is derived from its tokens is the reference of that form."""
         return dataclasses.replace(
             self, prepare=None, advance=None, readout=None, adjoint=None, decide=None, special=None
         )
 
     @property
     def form(self) -> Form:
-        """The general way through a chunk, derived where not given: the chunk is a scan, and `seen` its outputs."""
+        """The chunk form for all inputs. Where it is derived, `advance` scans the tokens, and `seen` is the outputs."""
         if self.prepare is not None:
             assert self.advance and self.readout, f"{self.name}: prepare, advance and readout go together"
             return Form(self.prepare, self.advance, self.readout, self.loops)
 
-        # keep travels as a float so that every factor is differentiable
+        # `keep` is among the factors, and all factors must be differentiable: so it is a float there.
         def prepare(x: Inputs, keep: jax.Array | None):
             return x, None if keep is None else keep.astype(jnp.float32)
 

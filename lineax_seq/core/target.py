@@ -11,14 +11,15 @@ from pallas_kernels import Machine, machine_here
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """How many chunks the chunk form computes at once: a group of them, one group after the other.
+    """How large a group is: the chunks that the chunk form computes at once. One group follows the other.
 
     Attributes:
-        tokens: of a group, over all sequences and heads.
-        chunks: of each sequence in a group; None is no limit.
-        forward_chunks: of a group, over all sequences and heads, where nothing is differentiated; None is no limit.
+        tokens: the most tokens of a group, counted over all sequences and heads.
+        chunks: the most chunks of each sequence in a group; None is no limit.
+        forward_chunks: where nothing is differentiated, the most chunks of a group over all sequences and heads; None
+            is no limit.
         keep_entries: whether the forward pass keeps the state that enters every chunk for the backward pass. If not, it
-            keeps the states that enter groups, and the backward pass walks each group again.
+            keeps the states that enter groups, and the backward pass carries the state over each group again.
     """
 
     tokens: int
@@ -27,9 +28,9 @@ class Groups:
     keep_entries: bool = True
 
     def chunks_at_once(self, sequences: int, chunk_size: int, states: int, forward_alone: bool) -> int:
-        """Chunks of each of so many `sequences` (rows times heads) that a group holds, at least 1.
+        """How many chunks of each sequence a group holds, at least 1; `sequences` counts rows times heads.
 
-        Where chunks keep the states that enter them, several states count as tokens: four as much as one chunk's.
+        A record whose state consists of several matrices gets fewer chunks where the states that enter them are kept.
         """
         limits = [self.tokens // (sequences * chunk_size * max(1, states // 4 if self.keep_entries else 1))]
         if self.chunks is not None:
@@ -39,19 +40,20 @@ class Groups:
         return max(1, min(limits))
 
 
-# On a CPU a group's arrays should stay in cache. Backward with twice as many tokens, the memory of a call exceeds what
-# malloc keeps (32 MB), and touching fresh pages costs a quarter of the time. Chunks are walked without a loop there,
-# since one would copy the state at every step and fill what it stacks results in with zeros first; programs grow with
-# their number. Forward alone, more than 16 chunks do not make the products faster, and leave the cache.
+# On a CPU the arrays of a group should stay in cache. With twice as many tokens, a backward pass needs more memory than
+# malloc keeps between calls (32 MB), and touching fresh pages takes a quarter of the time. The state is carried over
+# the chunks without a loop there, because XLA's loop copies the state at every step and first fills the arrays for its
+# results with zeros; so programs grow with the number of chunks. Where nothing is differentiated, more than 16 chunks
+# make the products no faster, and no longer fit into the cache.
 CPU_GROUPS = Groups(tokens=1024, chunks=8, forward_chunks=16, keep_entries=False)
-# An accelerator needs many chunks to be busy: 256 of 64 tokens are two for each of an H100's 132 multiprocessors.
-# More of them would only take more memory, since a group's intermediate results exist all at once.
+# An accelerator needs many chunks to be busy: 256 chunks of 64 tokens are about two for each of an H100's 132
+# multiprocessors. More would only take more memory, since all intermediate results of a group exist at once.
 ACCELERATOR_GROUPS = Groups(tokens=1 << 14)
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A machine and its groups of chunks."""
+    """The machine that a call is compiled for, and how large groups of chunks are on it."""
 
     machine: Machine
     groups: Groups
@@ -62,6 +64,6 @@ class Target:
 
 
 def target_here() -> Target:
-    """The target of the surrounding trace, see `pallas_kernels.machine_here`."""
+    """The target of the program that is being traced, as `pallas_kernels.machine_here` finds its machine."""
     machine = machine_here()
     return Target(machine, CPU_GROUPS if machine.platform == "cpu" else ACCELERATOR_GROUPS)

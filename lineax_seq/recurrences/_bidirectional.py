@@ -1,8 +1,8 @@
 """Tokens that read the future too: all of their document (`causal=False`), or the rest of their block (`block_size=`).
 
-The past by the recurrence, the future by the recurrence run backwards in time, and the token itself counted once. Token
-j > i reaches token i through the decays of i..j-1, as token i reaches j through those of i+1..j. What bounds the future
-is a document start on the backward run: the next document's or the next block's.
+A token reads the past by the recurrence and the future by the recurrence that runs backwards in time; it counts itself
+once. Token j > i reaches token i through the decays of i..j-1, as token i reaches j through those of i+1..j. Where the
+next document or the next block begins, the run backwards starts a document, so that no token reads beyond.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,11 @@ def both_ways(recurrence: Recurrence) -> Callable:
     """An operator's `bidirectional` for a recurrence whose outputs are sums over tokens, `(q_i · k_j) decay v_j`."""
 
     def run(target, scale, chunk_size, xs: Inputs, reset, state, blocks):
-        """`blocks`: None or bool [B, T], where blocks start (documents do too): the future ends there."""
+        """`blocks` is None, or bool [B, T]: a block starts here, as one does with every document."""
         dtype, xs = xs["v"].dtype, {name: x.astype(compute_dtype(xs)) for name, x in xs.items()}
         final, past = forms.chunk(recurrence, target, scale, chunk_size, xs, reset, state)
         bounds = reset if blocks is None else blocks
-        if bounds is not None:  # backwards, a document starts at the last token of what came before the border
+        if bounds is not None:  # The run backwards starts a document at the last token before each border.
             bounds = jnp.flip(jnp.pad(bounds[:, 1:], ((0, 0), (0, 1))), 1)
         backwards = {name: jnp.flip(x, 1) for name, x in xs.items()}
         nothing = jax.tree.map(jnp.zeros_like, state)
@@ -38,7 +38,7 @@ def both_ways(recurrence: Recurrence) -> Callable:
 
 
 def undecayed(target, scale, chunk_size, xs: Inputs, reset, state, blocks):
-    """`both_ways(NO_DECAY)`; when there is one document, o_t = q_t (S_0 + sum_j k_j v_j^T) with one sum for all t."""
+    """`both_ways(NO_DECAY)`. If a row is one document, one sum serves all t: o_t = q_t (S_0 + sum_j k_j v_j^T)."""
     if reset is not None or blocks is not None:
         return both_ways(NO_DECAY)(target, scale, chunk_size, xs, reset, state, blocks)
     dtype = compute_dtype(xs)

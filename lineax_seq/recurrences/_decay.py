@@ -1,10 +1,8 @@
-"""Cumulated log-decays of a chunk whose differences do not cancel, and the masks of its documents.
+"""Cumulated log-decays of a chunk, whose differences do not cancel, and the masks of its documents.
 
-Within a chunk, token j reaches token i >= j through the product of the decays of j+1..i, which is exp(G_i - G_j) with G
-the cumulated log-decays. Taken plainly, that difference cancels: after one gate of -1e4 all later ratios of the chunk
-have lost three digits. So every log-decay is split into a multiple of 1/256 and a rest of at most 1/512. Sums of the
-former are exact in float32, and so are their differences; sums of the latter stay below 1, so that their rounding
-errors do too.
+Token j reaches token i >= j through exp(G_i - G_j), with G the cumulated log-decays of the chunk. Every log-decay is
+split into a multiple of 1/256, whose sums and differences are exact in float32, and a rest of at most 1/512, whose sums
+are too small for their rounding to matter. Derivation: docs/design/derivations/decays.md.
 """
 
 import functools
@@ -16,19 +14,21 @@ from jax import lax
 
 EMPTY = -1e30  # the log of nothing: finite, so that EMPTY - EMPTY is 0 and not NaN
 STAGE = 8  # tokens that the first stage of a cumulative sum adds up
-# What log-decays are split into multiples of, and the lowest that count: 512 of them are 24 bits of multiples.
+# Log-decays are split into multiples of these steps. 512 times the lowest decay is below 2^24 fine steps, which is what
+# float32 adds exactly.
 FINE_STEP, COARSE_STEP = 1 / 256, 4096.0
 LOWEST = {"decay": -110.0, "weight": -1e8}  # exp(-110) is zero in float32
 
 
 class Cumulated(NamedTuple):
-    """Log-decays `[C, ...]` summed from the chunk's first token to each one, both included, in parts, largest first."""
+    """Sums of log-decays `[C, ...]` from the chunk's first token to each one, both included. They are kept as parts,
+    the one with the largest steps first."""
 
     parts: tuple[jax.Array, ...]
 
     @property
     def since_entry(self) -> jax.Array:
-        """The log of what is left, at each token, of the state that enters the chunk."""
+        """The log of what each token finds left of the state that enters the chunk."""
         return sum(self.parts[1:], self.parts[0])
 
     def minus(self, other: "Cumulated") -> jax.Array:
@@ -41,18 +41,18 @@ class Cumulated(NamedTuple):
 
 
 def bounded(g: jax.Array, of: str = "decay") -> jax.Array:
-    """Log-decays, closed ones at the lowest that counts; their gradients are zero.
+    """Log-decays no lower than the lowest that makes a difference. Gradients of those below are zero.
 
     Args:
-        of: "decay" where only exponentials of sums count, so that a gate whose exponential is zero may as well be less
-            closed than it is. "weight" where a weight may make up for what a gate closes, as in mLSTM: closed gates
-            stay apart down to -1e8.
+        of: "decay" where only exponentials of sums matter: a gate whose exponential is zero need not be lower. "weight"
+            where a large weight may make up for a closed gate, as in mLSTM: there it matters down to -1e8 how closed a
+            gate is.
     """
     return jnp.maximum(g, LOWEST[of] if jnp.finfo(g.dtype).bits <= 32 else 7 * LOWEST[of])
 
 
 def cumulated(g: jax.Array, of: str = "decay") -> Cumulated:
-    """Sums of `bounded` log-decays `g [C, ...]`."""
+    """The cumulated log-decays of `g [C, ...]`, which is `bounded`."""
     rest, parts = g, []
     for step in (COARSE_STEP, FINE_STEP) if of == "weight" else (FINE_STEP,):
         parts.append(lax.stop_gradient(jnp.round(rest / step) * step))
@@ -62,14 +62,15 @@ def cumulated(g: jax.Array, of: str = "decay") -> Cumulated:
 
 
 def until_exit(g: jax.Array) -> jax.Array:
-    """The log of what is left, at the chunk's exit, of what each token writes: the sum of `g` over later tokens."""
+    """The log of what the chunk's exit finds left of what each token writes: the sum of `g` over later tokens."""
     return jnp.flip(running_sum(jnp.flip(jnp.concatenate([g[1:], jnp.zeros_like(g[:1])]), 0)), 0)
 
 
 def running_sum(x: jax.Array) -> jax.Array:
-    """Sums over the tokens so far of `x [C, ...]`, by products with ones.
+    """The sums of `x [C, ...]` over the tokens up to each one, by products with matrices of ones.
 
-    Of channels in two stages, of a few tokens and of what came before these: a fraction of the products.
+    Where there are channels, there are two stages: sums over `STAGE` tokens, and over what came before these. That
+    takes a fraction of the multiplications.
     """
     size = x.shape[0]
     ones = lambda n, diagonal: jnp.tril(jnp.ones((n, n), x.dtype), diagonal)  # noqa: E731
@@ -84,9 +85,9 @@ def running_sum(x: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def pair_logs(g: jax.Array, of: str = "decay") -> jax.Array:
-    """`[C, C]`: the log-decay from token j to a later token i, of log-decays `g [C]`; zero for j >= i.
+    """`[C, C]`: the sum of the log-decays `g [C]` over the tokens after j up to i; zero for j >= i.
 
-    Its gradient sums, for each gate, the pairs that it lies between, and no others: the difference of two cumulative
+    The gradient of a gate is summed over the pairs that it lies between, and over no others. A difference of cumulative
     sums would leave their rounding errors in gradients that strong decays make small.
     """
     sums = cumulated(g, of)
@@ -104,46 +105,46 @@ pair_logs.defvjp(lambda g, of: (pair_logs(g, of), g.shape[0]), _pair_logs_backwa
 
 
 class PerHead(NamedTuple):
-    """What is left of a state whose channels share their decays."""
+    """The decays of a chunk whose channels share them: what is left of one thing at another place."""
 
-    since_entry: jax.Array  # [C] at each token, of the state that enters the chunk
-    until_exit: jax.Array  # [C] at the chunk's exit, of what each token writes
-    logs: jax.Array  # [C, C] the log of what is left at token i of what token j wrote, zero for j >= i
+    since_entry: jax.Array  # [C] of the state that enters the chunk, at each token
+    until_exit: jax.Array  # [C] of what each token writes, at the chunk's exit
+    logs: jax.Array  # [C, C] of what token j writes, at token i: the logarithm; zero for j >= i
 
     def pairs(self, docs: "Documents | None") -> jax.Array:
-        """`[C, C]`: what is left at token i of what token j wrote; zero for j > i and between documents."""
+        """`[C, C]`: what token i finds left of what token j wrote; zero for j > i and between documents."""
         return jnp.where(causal_pairs(self.logs.shape[0], docs), jnp.exp(self.logs), 0)
 
 
 def per_head(g: jax.Array) -> PerHead:
-    """Of log-decays `g [C]`."""
+    """The decays between the tokens of a chunk with log-decays `g [C]`."""
     g = bounded(g)
     return PerHead(jnp.exp(running_sum(g)), jnp.exp(until_exit(g)), pair_logs(g))
 
 
 def causal_pairs(size: int, docs: "Documents | None") -> jax.Array:
-    """bool `[C, C]`: token j is token i or earlier in its document."""
+    """bool `[C, C]`: token j is token i itself, or an earlier token of its document."""
     return jnp.tril(jnp.ones((size, size), bool) if docs is None else docs.same)
 
 
 def assemble(diagonal: jax.Array, lower: jax.Array) -> jax.Array:
-    """Diagonal blocks `[2m, h, h]` and the blocks below them `[m, h, h]` -> `[m, 2h, 2h]`, zero above."""
+    """`[m, 2h, 2h]`: pairs of the squares `diagonal [2m, h, h]` with `lower [m, h, h]` below, and zeros above."""
     pairs = diagonal.reshape(-1, 2, *diagonal.shape[1:])
     top = jnp.concatenate([pairs[:, 0], jnp.zeros_like(lower)], axis=2)
     return jnp.concatenate([top, jnp.concatenate([lower, pairs[:, 1]], axis=2)], axis=1)
 
 
 class Documents(NamedTuple):
-    """Masks of a chunk that document starts cut; None everywhere when there are none."""
+    """The masks of a chunk in which documents start. Where rows hold one document, None stands for this record."""
 
-    same: jax.Array  # [C, C] both tokens in one document
-    entry: jax.Array  # [C] the token still belongs to the document of the state that enters
-    exit: jax.Array  # [C] the token belongs to the document of the state that leaves
-    through: jax.Array  # () no document starts: the entering state reaches the end
+    same: jax.Array  # [C, C] both tokens belong to one document
+    entry: jax.Array  # [C] the token belongs to the document of the state that enters the chunk
+    exit: jax.Array  # [C] the token belongs to the document of the state that leaves the chunk
+    through: jax.Array  # () no document starts in the chunk, so that the entering state reaches its exit
 
 
 def documents(keep: jax.Array | None) -> Documents | None:
-    """The masks for `keep [C]` (False where a document starts)."""
+    """The masks for `keep [C]`, which is False where a document starts."""
     if keep is None:
         return None
     count = jnp.cumsum(~keep)
@@ -151,25 +152,25 @@ def documents(keep: jax.Array | None) -> Documents | None:
 
 
 def entering(x: jax.Array, docs: Documents | None) -> jax.Array:
-    """`x [C, ...]`, of which zero is left after a document's start: what reads the entering state."""
+    """`x [C, ...]` with zeros from the first document start on: for what reads the state that enters."""
     return x if docs is None else mask(x, docs.entry)
 
 
 def leaving(x: jax.Array, docs: Documents | None) -> jax.Array:
-    """`x [C, ...]`, of which zero is left before a document's start: what writes into the leaving state."""
+    """`x [C, ...]` with zeros before the last document start: for what writes into the state that leaves."""
     return x if docs is None else mask(x, docs.exit)
 
 
 def mask(x: jax.Array, kept: jax.Array) -> jax.Array:
-    """Rows of `x [C, ...]` set to zero where not kept."""
+    """`x [C, ...]` with zeros in the rows that are not `kept [C]`."""
     return jnp.where(kept.reshape(kept.shape + (1,) * (x.ndim - kept.ndim)), x, 0)
 
 
 def within(scores: jax.Array, docs: Documents | None) -> jax.Array:
-    """Scores `[C, C]` of which zero is left between documents."""
+    """Scores `[C, C]` with zeros between tokens of different documents."""
     return scores if docs is None else jnp.where(docs.same, scores, 0)
 
 
 def causal(scores: jax.Array, docs: Documents | None, strict: bool = False) -> jax.Array:
-    """Scores `[C, C]` below the diagonal (and on it unless strict), within documents."""
+    """Scores `[C, C]` with zeros above the diagonal, between documents and, if `strict`, on the diagonal."""
     return within(jnp.tril(scores, -1 if strict else 0), docs)

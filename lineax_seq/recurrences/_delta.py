@@ -1,12 +1,14 @@
 """Family: the delta rule. S_t = (I - k_t e_t^T) diag(exp g_t) S_{t-1} + k_t w_t^T,  o_t = q_t S_t.
 
-Decay first, then take away what e reads, then write w: e = beta k and w = beta v with one rate per token, e = b * k and
-w = w * v with gates per channel. Chunk form (WY representation, Yang et al. 2024, arXiv:2406.06484, section 3; with
-decays arXiv:2412.06464), with A_ij = (e_i · k_j) exp(G_i - G_j) for j < i:
+The state decays first, then what e reads of it is taken away, then w is written. With one rate per token e = beta k and
+w = beta v; with gates per channel e = b * k and w = w * v. Chunk form, with A_ij = (e_i · k_j) exp(G_i - G_j) for j < i:
 
-    X = (I + A)^-1,  U = X V_w,  W = X (E exp G)      what the keys would write, and what they read of S_0
-    D = U - W S_0                                     the values actually written
+    X = (I + A)^-1,  U = X V_w,  W = X (E exp G)      what the tokens would write, and what they read of S_0
+    D = U - W S_0                                     the values that they do write
     O = (Q exp G) S_0 + A_qk D,   S_C = exp(G_C) S_0 + (K exp(G_C - G))^T D
+
+Derivations: docs/design/derivations/delta_family.md, and way_back.md for the adjoint.
+Source: Yang et al. 2024, arXiv:2406.06484, section 3 (WY representation); with decays arXiv:2412.06464.
 """
 
 from collections.abc import Callable
@@ -24,16 +26,16 @@ from ._triangular import unit_lower_solve
 
 
 class Factors(NamedTuple):
-    reads: jax.Array  # [2C, K] of the entering state: W, and the queries
-    since_entry: jax.Array  # [C, 1] what scales the queries' reads: the state's decay, if all channels share it
+    reads: jax.Array  # [2C, K] what reads the entering state: W, then the queries
+    since_entry: jax.Array  # [C, 1] scales what the queries read: the decay, where all channels share it, else 1
     scores: jax.Array  # [C, C] of queries on keys, decayed, causal
-    decay: jax.Array  # [1, 1] or [K, 1] what is left of the entering state, before erasing
+    decay: jax.Array  # [1, 1] or [K, 1] what decays leave of the entering state
     writes: jax.Array  # [K, C] keys, decayed until the chunk's exit
     values: jax.Array  # U [C, V]
 
 
 def _erased_written(x: Inputs) -> tuple[jax.Array, jax.Array]:
-    """e and w of a token or a chunk."""
+    """The vectors e and w of a token, or of all tokens of a chunk."""
     if "beta" in x:
         beta = x["beta"][..., None]
         return beta * x["k"], beta * x["v"]
@@ -48,7 +50,7 @@ def element(x: Inputs) -> Affine:
 
 
 def update(x: Inputs, state: jax.Array) -> jax.Array:
-    """One token without its K x K transition: decay, read, write the difference."""
+    """The state after one token, without building the token's transition [K, K]."""
     e, w = _erased_written(x)
     if "g" in x:
         state = jnp.exp(x["g"])[..., None] * state
@@ -67,7 +69,7 @@ def _prepare_scalar(x: Inputs, keep: jax.Array | None) -> Factors:
 
 
 def _per_head(x: Inputs, pairs: jax.Array, since_entry: jax.Array, until_exit: jax.Array, docs) -> Factors:
-    """With decays that the channels share, they and beta scale columns of the inverse, not keys and values."""
+    """Decays that all channels share, and beta, scale columns of the inverse, which are shorter than keys."""
     since_entry, until_exit = _decay.entering(since_entry, docs), _decay.leaving(until_exit, docs)
     scores = inner(x["q"], x["k"]) * pairs
     strict = jnp.tril(gram(x["k"]) * (x["beta"][:, None] * pairs), -1)
@@ -77,7 +79,7 @@ def _per_head(x: Inputs, pairs: jax.Array, since_entry: jax.Array, until_exit: j
 
 
 def _prepare_channels(x: Inputs, keep: jax.Array | None, mild: jax.Array) -> Factors:
-    """Decays per channel. One rate per token scales the inverse's columns; gates per channel scale keys and values."""
+    """Decays per channel. A rate per token scales columns of the inverse, gates per channel scale keys and values."""
     docs, rate = _decay.documents(keep), x.get("beta")
     erase, w = (x["k"], x["v"]) if "beta" in x else _erased_written(x)
     d = _diagonal.decayed(mild, [x["q"], erase], [x["k"]], x["g"])
@@ -91,7 +93,7 @@ def _prepare_channels(x: Inputs, keep: jax.Array | None, mild: jax.Array) -> Fac
 
 
 def advance(factors: Factors, state: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """What erases and what queries read the state in one product: it is loaded once, and need not be kept for later."""
+    """W and the queries read the state in one product. So it is loaded once, and `readout` does not need it."""
     read, queried = jnp.split(product(factors.reads, state), 2)
     written = factors.values - read
     return factors.decay * state + product(factors.writes, written), (written, queried)
@@ -109,7 +111,7 @@ def _ready(factors: Factors) -> tuple[jax.Array, ...]:
 def _retreat(ready, d_state: jax.Array, d_seen: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     decay, reads, writes = ready
     d_written, d_queried = d_seen
-    d_rows = jnp.concatenate([-d_written - product(writes, d_state), d_queried])  # of what all rows read of the state
+    d_rows = jnp.concatenate([-d_written - product(writes, d_state), d_queried])  # of what `reads` found in the state
     return decay * d_state + product(reads, d_rows), d_rows
 
 

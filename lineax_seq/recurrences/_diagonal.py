@@ -1,10 +1,9 @@
 """Family: one decay per key channel. S_t = diag(exp g_t) S_{t-1} + k_t v_t^T,  o_t = q_t S_t.
 
-Scores A_ij = sum_d q_id k_jd exp(G_i - G_j)_d for j <= i. Where no channel decays by more than e^-60 over a chunk
-(mild), one product (Q exp G) (K exp -G)^T makes them. Otherwise a chunk is cut into stretches of a few tokens. Pairs of
-one stretch take their own exponential; a pair of two stretches is joined at the start of the later one, by products
-whose exponents are never positive. Gradients have one shape in both: with dQ_i = sum_j dA_ij k_j exp(G_i - G_j) and dK
-likewise, dG = Q dQ - K dK.
+The scores are A_ij = sum_d q_id k_jd exp(G_i - G_j)_d for j <= i, with G the cumulated g. Where no channel decays by
+more than e^-60 over a chunk (mild decays), one product gives them all. Otherwise a chunk is cut into stretches of a few
+tokens: pairs within a stretch take an exponential each, pairs of two stretches a product for each stretch. Gradients
+have one shape in both ways. Derivation: docs/design/derivations/decays.md.
 """
 
 from collections.abc import Sequence
@@ -20,21 +19,22 @@ from . import _decay, _scalar
 from ._products import inner, outer, product
 from ._rows import branch
 
-# e^60 = 1e26 and e^-60 leave float32 twelve decimal orders for what they multiply.
+# e^60 = 1e26, and e^-60, leave float32 twelve decimal orders for what they multiply.
 MILD_DECAY = 60.0
-STRETCH = 8
+STRETCH = 8  # tokens
 
 
 class Decayed(NamedTuple):
-    """What reads and writes of a chunk's tokens make of the decays g `[C, K]`.
+    """Vectors that read the state, and vectors that write into it, under decays g `[C, K]`.
 
-    `scores[a][b]` are of reads a on writes b, `sum_d r_id w_jd exp(g_{j+1} + ... + g_i)_d`, zero above the diagonal.
+    `scores[a][b]` is what the reads a find of the writes b, `sum_d r_id w_jd exp(g_{j+1} + ... + g_i)_d`, and zero
+    above the diagonal.
     """
 
-    scores: list[list[jax.Array]]  # [C, C]
-    reads: list[jax.Array]  # [C, K], decayed from the chunk's entry
-    writes: list[jax.Array]  # [C, K], decayed until the chunk's exit
-    since_entry: jax.Array  # [C, K] what is left, at each token, of the state that enters
+    scores: list[list[jax.Array]]  # [C, C] each
+    reads: list[jax.Array]  # [C, K] each, times the decay since the chunk's entry
+    writes: list[jax.Array]  # [C, K] each, times the decay until the chunk's exit
+    since_entry: jax.Array  # [C, K] what each token finds left of the state that enters
 
 
 def element(x: Inputs) -> Affine:
@@ -42,9 +42,9 @@ def element(x: Inputs) -> Affine:
 
 
 def mild(x: Inputs) -> jax.Array:
-    """Whether no channel decays by more than e^-MILD_DECAY over a chunk (`g [B, N, C, HV, K]`).
+    """Whether no channel decays by more than e^-MILD_DECAY over any chunk of a group, with `g [B, N, C, HV, K]`.
 
-    NaN counts as mild: a broken token must not change how others are rounded.
+    NaN counts as mild, so that a token that is not finite does not change how others are rounded.
     """
     return ~jnp.any(x["g"].sum(2) < -MILD_DECAY)
 
@@ -54,7 +54,8 @@ def mild(x: Inputs) -> jax.Array:
 
 @jax.custom_vjp
 def decayed(mild: jax.Array, reads: Sequence[jax.Array], writes: Sequence[jax.Array], g: jax.Array) -> Decayed:
-    """Reads and writes, each `[C, K]`, under the same decays; `mild` says which of two exact ways is taken."""
+    """Reads and writes, each `[C, K]`, under the decays of log-decays `g [C, K]`; `mild` chooses between two ways that
+    are both exact."""
     return branch(mild, _mild, _general, list(reads), list(writes), g)
 
 
@@ -64,9 +65,11 @@ def _forward(mild, reads, writes, g):
 
 
 def _backward(residuals, d: Decayed):
-    """The gradient of cumulated decays is that of what they multiply, times it: it falls out of the reads' and the
-    writes' gradients. Pairs of a token with itself do not decay; they are left out of both and added afterwards, as
-    their contributions to the decays' gradients would cancel up to a rounding error."""
+    """The gradient of the cumulated decays follows from the gradients of reads and writes: dG = R dR - W dW.
+
+    The pair of a token with itself does not decay. It is left out of dR and dW here and added to them afterwards,
+    because its two contributions to dG would cancel only up to rounding.
+    """
     mild, reads, writes, g, result = residuals
     strict = d._replace(scores=jax.tree.map(lambda s: jnp.tril(s, -1), d.scores))
     d_reads, d_writes, d_sums = branch(mild, _mild_pull, _general_pull, reads, writes, g, result, strict)
@@ -84,9 +87,9 @@ decayed.defvjp(_forward, _backward)
 
 
 def _mild(reads: list, writes: list, g: jax.Array) -> Decayed:
-    """Decays count from the chunk's entry, not from its middle: not even rounding depends on later tokens."""
+    """Decays count from the chunk's entry, not from its middle, so that not even rounding depends on later tokens."""
     since_entry = jnp.exp(_decay.running_sum(g))
-    grown = 1 / since_entry  # for less than a second exponential
+    grown = 1 / since_entry  # costs less than a second exponential
     entered, left = [r * since_entry for r in reads], [w * grown for w in writes]
     scores = [[jnp.tril(inner(r, w)) for w in left] for r in entered]
     return Decayed(scores, entered, [w * since_entry[-1] for w in left], since_entry)
@@ -105,13 +108,13 @@ def _mild_pull(reads: list, writes: list, g: jax.Array, result: Decayed, d: Deca
 
 
 class _Stretches(NamedTuple):
-    """Decays between the tokens of a chunk that is cut into m stretches of h tokens."""
+    """The decays of a chunk that is cut into m stretches of h tokens."""
 
-    near: jax.Array  # [m, h, h, K] inside a stretch, from a token to another or to itself; zero to an earlier one
-    later: jax.Array  # [m, h, K] from the stretch's start to each of its tokens
+    near: jax.Array  # [m, h, h, K] within a stretch, from its token j to its token i; zero for j > i
+    later: jax.Array  # [m, h, K] from a stretch's start to each of its tokens
     earlier: (
         jax.Array
-    )  # [m, C, K] from each token of the chunk to the stretch's start; zero from its own and later ones
+    )  # [m, C, K] from each token of the chunk to a stretch's start; zero from tokens that are not before it
 
 
 def _stretches(g: jax.Array) -> tuple[_decay.Cumulated, _Stretches]:
@@ -121,7 +124,7 @@ def _stretches(g: jax.Array) -> tuple[_decay.Cumulated, _Stretches]:
     cut = _decay.Cumulated(tuple(x.reshape(-1, h, x.shape[-1]) for x in sums.parts))
     inside = cut.at((slice(None), slice(None), None)).minus(cut.at((slice(None), None)))
     inside = jnp.where(jnp.tril(jnp.ones((h, h), bool))[..., None], inside, _decay.EMPTY)
-    # of the tokens before each stretch; none before the first
+    # The sums over all tokens before each stretch. There are none before the first.
     start = _decay.Cumulated(tuple(jnp.pad(x[:-1, -1:], ((1, 0), (0, 0), (0, 0))) for x in cut.parts))
     before = jnp.arange(size) < h * jnp.arange(size // h)[:, None]
     earlier = jnp.where(before[..., None], start.minus(sums), _decay.EMPTY)
@@ -133,13 +136,13 @@ def _cut(x: jax.Array, like: _Stretches) -> jax.Array:
 
 
 def _on_diagonal(blocks: jax.Array) -> jax.Array:
-    """`[m, h, h]` -> `[m, h, C]`: block n on the columns of stretch n."""
+    """`[m, h, h]` -> `[m, h, C]`: the scores within stretch n stand in that stretch's columns, zeros elsewhere."""
     m, h, _ = blocks.shape
     return (blocks[:, :, None, :] * jnp.eye(m, dtype=blocks.dtype)[:, None, :, None]).reshape(m, h, m * h)
 
 
 def _own_blocks(scores: jax.Array, h: int) -> jax.Array:
-    """The diagonal blocks `[m, h, h]` of `[C, C]`."""
+    """`[C, C]` -> `[m, h, h]`: the scores within each stretch."""
     m = scores.shape[0] // h
     return (scores.reshape(m, h, m, h) * jnp.eye(m, dtype=scores.dtype)[:, None, :, None]).sum(2)
 
@@ -183,24 +186,28 @@ def _until_exit(sums: _decay.Cumulated) -> jax.Array:
 
 
 def one_earlier(x: jax.Array) -> jax.Array:
-    """Rows of `x [..., C, K]` moved to the token before theirs, zero at the last: what reads the state before a token
-    reads it after the one before, and there it decays by the same sums as everything else."""
+    """The rows of `x [..., C, K]` moved to the token before theirs; the last row becomes zero.
+
+    A vector that reads the state before its token reads the state after the token before. There it meets the same
+    sums of decays as every other vector.
+    """
     return jnp.concatenate([x[..., 1:, :], jnp.zeros_like(x[..., :1, :])], axis=-2)
 
 
 def one_later(x: jax.Array, first: jax.Array | None = None) -> jax.Array:
-    """The way back; `first` `[..., 1, K]` comes to stand at the first token, zeros if None."""
+    """The rows moved back to the token after theirs; `first [..., 1, K]` becomes the first row, or zeros if None."""
     first = jnp.zeros_like(x[..., :1, :]) if first is None else first
     return jnp.concatenate([first, x[..., :-1, :]], axis=-2)
 
 
 class Factors(NamedTuple):
-    """`readout` makes `scores v`, not `prepare`: that product can run while a state is on its way."""
+    """What a chunk gives without the state. The product of scores and values is left to `readout`: on several devices
+    it can run while a state is on its way."""
 
-    reads: jax.Array  # [C, K] queries, decayed from the chunk's entry
+    reads: jax.Array  # [C, K] queries, times the decay since the chunk's entry
     scores: jax.Array  # [C, C] of queries on keys, decayed, causal
     v: jax.Array  # [C, V]
-    decay: jax.Array  # [K, 1] what is left of the entering state
+    decay: jax.Array  # [K, 1] what the chunk leaves of the entering state
     offset: jax.Array  # [K, V] what the chunk's tokens add to it
 
 
@@ -215,7 +222,7 @@ def factors(reads: jax.Array, scores: jax.Array, v: jax.Array, decayed: Decayed,
 
 
 def decay_to_exit(decayed: Decayed, docs: _decay.Documents | None) -> jax.Array:
-    """`[K, 1]`: what is left, at the chunk's exit, of the entering state."""
+    """`[K, 1]`: what the chunk leaves of the entering state."""
     return _decay.entering(decayed.since_entry, docs)[-1][:, None]
 
 

@@ -1,8 +1,9 @@
-"""The three products of a chunk, forward and backward in the order that the platform is fast at.
+"""The products of a chunk, forward and backward in the order that a CPU is fast at.
 
-XLA's CPU products run at half their speed when they read the left factor along its columns (85 against 180 GFLOP/s for
-[64, 128]^T [64, 128] on two cores), so there such a factor is transposed first, in the pass that computes it. Left to
-itself autodiff produces that order in a third of all products.
+On a CPU, XLA's products have half their speed where they read the left factor along its columns (85 against 180 GFLOP/s
+for [64, 128]^T [64, 128] on two cores), and automatic differentiation writes a third of all products so. The gradients
+of the products here are the others of them, and a factor that must be read along its columns is transposed first, in
+the pass that computes it.
 """
 
 import jax
@@ -11,7 +12,7 @@ from jax import lax
 
 
 def columns(x: jax.Array) -> jax.Array:
-    """`x^T`, to be a left factor: on a CPU made before the product reads it, elsewhere as the compiler likes."""
+    """`x^T` as a left factor. On a CPU it is written out before the product; elsewhere the compiler chooses."""
     return lax.platform_dependent(x, cpu=lambda x: lax.optimization_barrier(x.T), default=jnp.transpose)
 
 

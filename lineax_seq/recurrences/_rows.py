@@ -1,9 +1,10 @@
-"""Arrays laid out row by row where they enter or leave a branch of a program on a CPU.
+"""`lax.cond` on a CPU without copies of what enters and leaves it.
 
-XLA lays out both sides of a branch's border apart. Left to itself it keeps tokens before heads outside, as the caller's
-arrays have them, and heads before tokens inside, and so copies all that crosses. A layout constraint ends that: kda's
-gradient gets 4 % faster, gla's 7 %. An exported program carries none, since `jax.export` promises nothing about
-constraints; that is the one reason for a primitive, whose lowering knows what it is for.
+XLA chooses the memory layout of arrays inside and outside of a branch independently. Outside it keeps tokens before
+heads, as the caller's arrays have them; inside it takes heads before tokens, and so copies every array that crosses the
+border. A constraint to row-major layout on both sides ends that: the gradient of kda gets 4 % faster, that of gla 7 %.
+An exported program must not carry the constraint, because `jax.export` promises nothing about it. Only the lowering of
+a primitive knows whether it is for an export, which is why there is one here.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,7 @@ mlir.register_lowering(_rows_p, _lowered_for_cpu, platform="cpu")
 
 
 def branch(predicate: jax.Array, where_true: Callable, where_false: Callable, *operands):
-    """`lax.cond` whose operands and results are laid out row by row."""
+    """`lax.cond` with operands and results in row-major layout."""
     rows = lambda tree: jax.tree.map(_rows_p.bind, tree)  # noqa: E731
     after = lambda fn: lambda *args: rows(fn(*args))  # noqa: E731
     return lax.cond(predicate, after(where_true), after(where_false), *rows(operands))

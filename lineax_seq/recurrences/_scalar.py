@@ -17,12 +17,12 @@ from ._products import inner, outer, product
 
 
 class Factors(NamedTuple):
-    """What a chunk says without knowing the state."""
+    """What a chunk gives without the state."""
 
     q: jax.Array  # [C, K]
-    since_entry: jax.Array  # [C, 1] what is left of the entering state; scales what q reads of it
-    intra: jax.Array  # [C, V] outputs of the chunk's own tokens
-    decay: jax.Array  # [1, 1] what is left of the entering state
+    since_entry: jax.Array  # [C, 1] what each token finds left of the entering state; it scales what q reads
+    intra: jax.Array  # [C, V] what the outputs get of the chunk's own tokens
+    decay: jax.Array  # [1, 1] what the chunk leaves of the entering state
     offset: jax.Array  # [K, V] what the chunk's tokens add to it
 
 

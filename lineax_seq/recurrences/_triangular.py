@@ -1,8 +1,9 @@
-"""Unit lower triangular systems, by the inverse of small leaves and block merges.
+"""Unit lower triangular systems: the inverses of small diagonal squares, merged in pairs.
 
-[[P, 0], [A, Q]]^-1 = [[P^-1, 0], [-Q^-1 A P^-1, Q^-1]]. Leaves are inverted row by row, in registers as it were.
-The product form (I - A)(I + A^2)(I + A^4)... is shorter, but powers of A reach 1e11 when keys repeat (padding, common
-tokens) although the inverse itself stays below 2, and cancel to nothing in float32; so no powers are formed here.
+Two inverses make that of twice the size: [[P, 0], [A, Q]]^-1 = [[P^-1, 0], [-Q^-1 A P^-1, Q^-1]]. The product form
+(I - A)(I + A^2)(I + A^4)... is shorter. But where keys repeat, as in padding and for common tokens, the powers of A
+reach 1e11 although the inverse stays below 2, and cancel in float32. So no powers are formed here.
+Derivation: docs/design/derivations/delta_family.md.
 """
 
 import jax
@@ -16,12 +17,12 @@ LEAF = 8
 
 
 def _leaf_inverse(strict: jax.Array) -> jax.Array:
-    """(I + A)^-1 of `[blocks, h, h]` by forward substitution: row i = e_i - sum_{j<i} A_ij row j."""
+    """(I + A)^-1 of many A `[m, h, h]` by forward substitution: row i = e_i - sum_{j<i} A_ij row j."""
     h = strict.shape[-1]
     eye = jnp.eye(h, dtype=strict.dtype)
     rows = [jnp.broadcast_to(eye[0], strict.shape[:-2] + (h,))]
     for i in range(1, h):
-        above = jnp.stack(rows, axis=-2)  # [blocks, i, h]
+        above = jnp.stack(rows, axis=-2)  # [m, i, h]
         rows.append(eye[i] - (strict[..., i, :i, None] * above).sum(-2))
     return jnp.stack(rows, axis=-2)
 
@@ -52,9 +53,9 @@ Scaled = tuple[jax.Array | None, jax.Array]
 def unit_lower_solve(strict: jax.Array, *right: Scaled) -> tuple[jax.Array, ...]:
     """`(I + A)^-1 diag(s) R` for a strictly lower triangular `A [C, C]`, C a power of two, and each `(s, R)`.
 
-    s scales the inverse's columns, which are shorter than the rows of R. With Y the solution and
-    E = (I + A)^-T dY, the gradients are dR = diag(s) E, ds_i = E_i · R_i, and dA = -E Y^T below the diagonal, summed
-    over all R: two products where the inverse's own gradient would need four.
+    s scales columns of the inverse, which are shorter than rows of R. With Y the solution and E = (I + A)^-T dY, the
+    gradients are dR = diag(s) E, ds_i = E_i · R_i and, summed over all R, dA = -E Y^T below the diagonal. These are two
+    products, where the gradient of the inverse itself would take four.
     """
     return _forward(strict, *right)[0]
 
