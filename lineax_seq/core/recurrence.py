@@ -94,6 +94,7 @@ class Recurrence:
             takes as its third argument.
         special: None, or a cheaper form for some inputs.
         loops: whether `advance` is a loop over the chunk's tokens.
+        states: inputs -> how many matrices a head's state is made of, for the memory of a group of chunks.
         shares_heads: whether value heads of one key head share work. Where every value head has decays of its own per
             channel, nothing is shared; queries and keys are repeated then, and arrays have an axis less.
         scans_on_cpu: whether the token scan is the faster form there; then the chunk form is that scan.
@@ -117,6 +118,7 @@ class Recurrence:
     decide: Callable[[Inputs], jax.Array] | None = None
     special: Special | None = None
     loops: bool = False
+    states: Callable[[Inputs], int] = lambda xs: 1
     shares_heads: bool = True
     scans_on_cpu: bool = False
 

@@ -26,9 +26,12 @@ class Groups:
     forward_chunks: int | None = None
     keep_entries: bool = True
 
-    def chunks_at_once(self, sequences: int, chunk_size: int, forward_alone: bool) -> int:
-        """Chunks of each of so many `sequences` (rows times heads) that a group holds, at least 1."""
-        limits = [self.tokens // (sequences * chunk_size)]
+    def chunks_at_once(self, sequences: int, chunk_size: int, states: int, forward_alone: bool) -> int:
+        """Chunks of each of so many `sequences` (rows times heads) that a group holds, at least 1.
+
+        Where chunks keep the states that enter them, several states count as tokens: four as much as one chunk's.
+        """
+        limits = [self.tokens // (sequences * chunk_size * max(1, states // 4 if self.keep_entries else 1))]
         if self.chunks is not None:
             limits.append(self.chunks)
         if forward_alone and self.forward_chunks is not None:
@@ -41,9 +44,9 @@ class Groups:
 # since one would copy the state at every step and fill what it stacks results in with zeros first; programs grow with
 # their number. Forward alone, more than 16 chunks do not make the products faster, and leave the cache.
 CPU_GROUPS = Groups(tokens=1024, chunks=8, forward_chunks=16, keep_entries=False)
-# An accelerator needs many chunks to be busy: 512 of 64 tokens are several for each of an H100's 132 multiprocessors.
+# An accelerator needs many chunks to be busy: 256 of 64 tokens are two for each of an H100's 132 multiprocessors.
 # More of them would only take more memory, since a group's intermediate results exist all at once.
-ACCELERATOR_GROUPS = Groups(tokens=1 << 15)
+ACCELERATOR_GROUPS = Groups(tokens=1 << 14)
 
 
 @dataclasses.dataclass(frozen=True)
