@@ -51,7 +51,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from tqdm import tqdm
 
 import lineax_seq as ls
-from lineax_seq.core import chunked
 from lineax_seq.parallel.cost import Link
 
 RECURRENT = {"lasp-2": "all_gather", "lasp-1": "ring", "tree": "tree", "all-scan": "all_scan"}
@@ -309,14 +308,11 @@ def main(config: Scaling) -> None:
     ]
     done = {tuple(row[k] for k in key) for row in rows}
     todo = [w for w in wanted if tuple(w[k] for k in key) not in done]
-    if todo:
-        before, chunked.CPU_BLOCK_TOKENS = chunked.CPU_BLOCK_TOKENS, 1 << 62  # a TPU takes all chunks at once
-        for row in tqdm(todo, desc="compiling", unit="program"):
-            row |= compile_ahead(config, row["method"], row["P"], row["T"])
-            with results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            rows.append(row)
-        chunked.CPU_BLOCK_TOKENS = before
+    for row in tqdm(todo, desc="compiling", unit="program", disable=not todo):
+        row |= compile_ahead(config, row["method"], row["P"], row["T"])
+        with results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        rows.append(row)
     names = {tuple(w[k] for k in key) for w in wanted}
     rows = [row for row in rows if tuple(row[k] for k in key) in names]
     for row in sorted(rows, key=lambda r: (r["P"], r["T"])):

@@ -1,13 +1,34 @@
-"""Examples and a matrix form that the tests of single families share, all in float64."""
+"""The families, and examples and a matrix form that their tests share, all in float64."""
 
 import jax
 import jax.numpy as jnp
+import pytest
 from cases import CHUNK
 from tolerances import OUTPUTS
 
+import lineax_seq as ls
+
+# One recurrence of each family: what is the same for its relatives is tested quickly on these, on all others slowly.
+FAMILIES = (
+    *(ls.linear_attention, ls.simple_gla, ls.gla, ls.gated_delta_rule, ls.rwkv7, ls.hgrn, ls.mamba),
+    *(ls.normalized_linear_attention, ls.mlstm, ls.lightnet, ls.log_linear_attention),
+)
+every_family = pytest.mark.parametrize("operator", FAMILIES, ids=lambda operator: operator.name)
 EXACT = OUTPUTS["float64"]
 T = 2 * CHUNK + 5
 STARTS = (7, 25)  # where the documents of the packed examples start
+
+
+def families_first(*quick, among=()):
+    """Every recurrence `among` those given, or of all; quick are those given, or else the families."""
+    quick, among = quick or FAMILIES, among or ls.RECURRENCES.values()
+    return pytest.mark.parametrize(
+        "operator",
+        [
+            pytest.param(operator, id=operator.name, marks=() if operator in quick else pytest.mark.slow)
+            for operator in among
+        ],
+    )
 
 
 def example(operator, seed=0, **sizes):

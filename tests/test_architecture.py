@@ -29,10 +29,13 @@ ROOMS = {
 # The modules of core, each of which imports from those before it.
 CORE = (
     *("typing", "monoid", "recurrence", "arguments", "checks", "fields", "layout"),
-    *("target", "quarantine", "chunked", "forms", "dispatch", "lowering", "operator"),
+    *("target", "quarantine", "chunked", "forms", "dispatch", "lowering", "documentation", "operator"),
 )
 # Who may import pallas_kernels.
-KERNEL_IMPORTERS = {"lineax_seq.core.target", "lineax_seq.core.dispatch"}
+KERNEL_IMPORTERS = {
+    *("lineax_seq.core.target", "lineax_seq.core.dispatch"),
+    "lineax_seq.recurrences._normalised",  # mLSTM's quotient has one definition, which its kernel holds
+}
 # What pallas_kernels may import inside a function, besides jax: its profiler draws.
 KERNELS_LAZY = {"matplotlib"}
 

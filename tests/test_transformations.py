@@ -5,22 +5,20 @@ Gradients, float64 and bfloat16 of every recurrence are in recurrences/test_laws
 
 import copy
 import functools
+import pickle
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from examples import EXACT, FAMILIES, every_family, families_first
+from jax import export
 from tolerances import GRADIENTS, OUTPUTS, assert_close
 
 import lineax_seq as ls
 
 SIZES = dict(B=2, T=11, H=2, K=4, V=4, D=4, N=2, L=4)
 CHUNK = 4
-FAMILIES = (
-    *(ls.linear_attention, ls.simple_gla, ls.gla, ls.gated_delta_rule, ls.rwkv7, ls.hgrn, ls.mamba),
-    *(ls.normalized_linear_attention, ls.mlstm, ls.lightnet, ls.log_linear_attention),
-)
-every_family = pytest.mark.parametrize("operator", FAMILIES, ids=lambda operator: operator.name)
 
 
 def run(operator, args):
@@ -127,22 +125,99 @@ def test_debug_nans(operator):
             jax.block_until_ready(jax.jit(packed)(args | {first: args[first].at[0, 0].set(jnp.nan)}))
 
 
+@pytest.mark.parametrize("operator", ls.RECURRENCES.values(), ids=ls.RECURRENCES.keys())
+def test_copies_are_the_operator_itself(operator):
+    """Modules that hold a recurrence are copied and pickled with it; what is static in a program stays the same."""
+    assert copy.copy(operator) is operator
+    assert copy.deepcopy({"operator": operator})["operator"] is operator
+    assert pickle.loads(pickle.dumps(operator)) is operator
+
+
+# ---- export
+
+
+def exported(operator, call, dims: str, **fixed: int):
+    """`call` of arguments whose dimensions `dims` are symbols, after it was written to bytes and read again."""
+    symbols = dict(
+        zip(dims.split(), export.symbolic_shape(", ".join(f"{d.lower()}_" for d in dims.split())), strict=True)
+    )
+    sizes = {**SIZES, "HV": SIZES["H"], "NH": 2, **fixed, **symbols}
+    args = {
+        name: jax.ShapeDtypeStruct([sizes[letter] for letter in argument.letters], jnp.float32)
+        for name, argument in operator.arguments.items()
+    }
+    return export.deserialize(export.export(jax.jit(call))(args).serialize())
+
+
+@families_first()
+@pytest.mark.parametrize("form", ["chunk", "scan"])
+def test_export_with_a_symbolic_batch(operator, form):
+    options = dict(chunk_size=CHUNK) if form == "chunk" else dict(form=form)
+    call = lambda args: operator(**args, **options)  # noqa: E731
+    program = exported(operator, call, "B")
+    for batch in (1, 3):
+        args = operator.example(jax.random.key(1), **{**SIZES, "B": batch})
+        assert_close(program.call(args), call(args), OUTPUTS["float32"], f"B={batch}")
+
+
+@families_first()
+def test_export_with_a_symbolic_length(operator):
+    """Which only the token scan takes."""
+    call = lambda args: operator(**args, form="scan")  # noqa: E731
+    program = exported(operator, call, "B T")
+    for length in (1, 7):
+        args = operator.example(jax.random.key(1), **{**SIZES, "T": length})
+        assert_close(program.call(args), call(args), OUTPUTS["float32"], f"T={length}")
+
+
+def test_export_of_chunks_wants_a_known_length():
+    with pytest.raises(ValueError, match="gla: the chunk form wants a T that is known.* form='scan'"):
+        exported(ls.gla, lambda args: ls.gla(**args), "T")
+
+
+def test_export_of_packed_rows():
+    """With a symbolic batch; whatever the documents are."""
+    (batch,) = export.symbolic_shape("b")
+    arguments = ls.gla.arguments.items()
+    sizes = {**SIZES, "HV": SIZES["H"], "B": batch}
+    shapes = {n: jax.ShapeDtypeStruct([sizes[letter] for letter in a.letters], jnp.float32) for n, a in arguments}
+    ids = jax.ShapeDtypeStruct((batch, SIZES["T"]), jnp.int32)
+    call = lambda args, ids: ls.gla(**args, segment_ids=ids, chunk_size=CHUNK)  # noqa: E731
+    program = export.deserialize(export.export(jax.jit(call))(shapes, ids).serialize())
+    args = ls.gla.example(jax.random.key(1), **SIZES)
+    ids = jnp.asarray(np.arange(SIZES["T"]) >= 6, jnp.int32)[None].repeat(SIZES["B"], 0)
+    assert_close(program.call(args, ids), call(args, ids), OUTPUTS["float32"])
+
+
+# ---- forward mode
+
+
 @every_family
-def test_deepcopy(operator):
-    """Modules that hold a recurrence are copied with it."""
-    args = example(operator)
-    assert_close(copy.deepcopy(operator)(**args, chunk_size=CHUNK), run(operator, args), OUTPUTS["float32"])
+def test_forward_mode_derivatives_of_the_scan(operator, x64):
+    """`jvp`, `jacfwd` and `hessian` against reverse mode."""
+    args = operator.example(jax.random.key(0), B=1, T=3, H=1, K=4, V=2, D=2, N=2, L=3, dtype=jnp.float64)
+    first = next(iter(args))
+    tangents = {n: jax.random.normal(jax.random.key(i), x.shape, x.dtype) for i, (n, x) in enumerate(args.items())}
+    call = lambda args: operator(**args, form="scan")[0]  # noqa: E731
+    of_first = lambda x: call({**args, first: x})  # noqa: E731
+    loss = lambda args: (call(args) ** 2).sum()  # noqa: E731
+
+    @jax.jit
+    def derivatives(args):
+        o, d_o = jax.jvp(call, (args,), (tangents,))
+        (pulled,) = jax.vjp(call, args)[1](o)
+        along = (o * d_o).sum(), sum(jax.tree.leaves(jax.tree.map(lambda a, b: (a * b).sum(), pulled, tangents)))
+        jacobians = jax.jacfwd(of_first)(args[first]), jax.jacrev(of_first)(args[first])
+        # a Hessian's row against the derivative of the gradient, in reverse mode both times
+        hessians = jax.hessian(loss)(args), jax.jacrev(jax.grad(loss))(args)
+        return along, jacobians, hessians
+
+    for what, (forward, reverse) in zip(("jvp", "jacfwd", "hessian"), derivatives(args), strict=True):
+        assert_close(forward, reverse, EXACT, what)
 
 
-@pytest.mark.parametrize("operator", [ls.gla, ls.hgrn], ids=lambda operator: operator.name)
-def test_automatic_sharding(operator):
-    """Under `jit`, arguments that lie split over a mesh, here by sequences, give outputs that do."""
-    from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-    args = example(operator)
-    place = lambda name: NamedSharding(mesh, P("data") if operator.arguments[name].per_token else P())  # noqa: E731
-    split = {name: jax.device_put(x, place(name)) for name, x in args.items()}
-    o, final = jax.jit(functools.partial(run, operator))(split)
-    assert_close((o, final), run(operator, args), OUTPUTS["float32"])
-    assert o.sharding.spec[0] == "data"
+def test_forward_mode_of_chunks_is_refused_and_documented():
+    args = example(ls.gla)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda args: ls.gla(**args, chunk_size=CHUNK)[0], (args,), (args,))
+    assert "forward-mode ones (`jax.jvp`, `jacfwd`, `hessian`)" in ls.gla.__doc__

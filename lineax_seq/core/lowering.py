@@ -86,16 +86,20 @@ def compute(how: How, xs: dict, segment_ids, state: State | None, first_head: ja
     if how.axis_name is not None:
         assert distribution is not None, "import lineax_seq"
         return distribution.on_shard(how, xs, segment_ids, state, first_head)
-    operator = how.operator
+    operator, starts = how.operator, resets(segment_ids)
+    if starts is not None:
+        xs, state, marks = quarantine.cleaned(operator, xs, state, how.causal)
     place = {"first_head": first_head} if operator.numbers_heads else {}
-    fields, reset, state = prepared(operator, xs, resets(segment_ids), state, **place)
+    fields, reset, state = prepared(operator, xs, starts, state, **place)
     if how.causal and how.block_size is None:
         form = functools.partial(form_of(how), reset=reset)
     else:
         form = _bidirectional(how, reset, *xs[next(iter(operator.arguments))].shape[:2])
-    if reset is not None:
-        form = quarantine.around(operator.recurrence, form, reset, causal=how.causal)
-    return finished(operator, xs, form(fields, state=state))
+    result = finished(operator, xs, form(fields, state=state))
+    if starts is None:
+        return result
+    spoilt, last = quarantine.reached(marks.written, marks.entered, starts, how.causal)
+    return quarantine.spoil(result, spoilt | marks.queried, last)
 
 
 def form_of(how: How) -> Callable:

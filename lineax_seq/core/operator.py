@@ -76,6 +76,8 @@ class Operator:
         seen: (state, or None) -> how many tokens of the current document have gone into the state, an int or `[B]`.
             Where it is given, `lower` finds each token's place in its document, int `[B, T]` from 0, under the name
             `position`. None where no token needs its place.
+        logs: arguments that are logarithms, where -inf is a number like any other.
+        queries: arguments that a token reads the state with. No other token sees them.
         state: the shape of the state, for the docstring.
         default_chunk_size: C of a call that names none.
         cpu_chunk_size: the same on a CPU, if another size is faster there; None if not.
@@ -95,6 +97,8 @@ class Operator:
     numbers_heads: bool = False
     zero_is_identity: bool = True
     seen: Callable[[State | None], jax.Array | int] | None = None
+    logs: tuple[str, ...] = ("g",)
+    queries: tuple[str, ...] = ("q",)
     state: str = "[B, HV, K, V]"
     default_chunk_size: int = 64
     cpu_chunk_size: int | None = None

@@ -7,16 +7,16 @@ of its document, or of all its tokens where they read the future. A value head i
 may leave some of its channels finite.
 """
 
-import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .recurrence import Recurrence
-from .typing import Inputs, State
+from .typing import State
+
+if TYPE_CHECKING:
+    from .operator import Operator
 
 
 class Marks(NamedTuple):
@@ -27,34 +27,32 @@ class Marks(NamedTuple):
     entered: jax.Array  # [B, HV] in the state that enters
 
 
-def around(record: Recurrence, run: Callable, reset: jax.Array, causal: bool) -> Callable:
-    """`run(fields, state=...) -> (final state, o)`, made safe for rows with documents that start at `reset [B, T]`."""
-
-    def quarantined(fields: Inputs, state: State):
-        fields, state, marks = cleaned(record, fields, state, causal)
-        spoilt, last = reached(marks.written, marks.entered, reset, causal)
-        return spoil(run(fields, state=state), spoilt | marks.queried, last)
-
-    return quarantined
-
-
-def cleaned(record: Recurrence, fields: Inputs, state: State, causal: bool) -> tuple[Inputs, State, Marks]:
-    """The fields and the state with zeros in place of what is not finite, and the marks of where that was."""
-    heads = fields[record.output_field].shape[2] if record.has_heads else None
-    bad = {name: _bad_tokens(record, name, fields[name], heads) for name in record.fields}
-    none = jnp.zeros_like(bad[record.output_field])
-    queried = bad.pop("q", none) if causal else none
-    entered = [(~jnp.isfinite(s)).any(axis=tuple(range(none.ndim - 1, s.ndim))) for s in jax.tree.leaves(state)]
-    marks = Marks(functools.reduce(jnp.logical_or, bad.values()), queried, functools.reduce(jnp.logical_or, entered))
-    fields = {n: jnp.where(_bad(record, n, x), 0, x) if n in record.fields else x for n, x in fields.items()}
-    return fields, jax.tree.map(lambda s: jnp.where(_wide(marks.entered, s), 0, s), state), marks
+def cleaned(operator: "Operator", xs: dict, state: State | None, causal: bool) -> tuple[dict, State | None, Marks]:
+    """Arguments and state with zeros in place of what is not finite, and where that was."""
+    batch, length = next(x.shape[:2] for name, x in xs.items() if operator.arguments[name].per_token)
+    heads = [x.shape[a.letters.index("HV")] for n, x in xs.items() if "HV" in (a := operator.arguments[n]).letters]
+    shape = (batch, length, *heads[:1])
+    written, queried = jnp.zeros(shape, bool), jnp.zeros(shape, bool)
+    for name, x in xs.items():
+        if operator.arguments[name].per_token:
+            bad = _bad_tokens(operator.arguments[name].letters, _bad(operator, name, x), shape)
+            if causal and name in operator.queries:
+                queried |= bad
+            else:
+                written |= bad
+    entered = jnp.zeros((batch, *heads[:1]), bool)
+    for leaf in jax.tree.leaves(state):
+        entered |= (~jnp.isfinite(leaf)).any(axis=tuple(range(entered.ndim, leaf.ndim)))
+    xs = {n: jnp.where(_bad(operator, n, x), 0, x) if operator.arguments[n].per_token else x for n, x in xs.items()}
+    state = jax.tree.map(lambda s: jnp.where(_wide(entered, s), 0, s), state)
+    return xs, state, Marks(written, queried, entered)
 
 
 def spoil(result, spoilt: jax.Array, last: jax.Array):
-    """`(final state, o)` with NaN in outputs where `spoilt [B, T, ...]`, and in states where `last [B, ...]`."""
-    final, o = result
+    """`(o, final state)` with NaN where outputs `[B, T, ...]` and states `[B, ...]` are spoilt."""
+    o, final = result
     o = jnp.where(_wide(spoilt, o), jnp.nan, o)
-    return jax.tree.map(lambda s: jnp.where(_wide(last, s), jnp.nan, s), final), o
+    return o, jax.tree.map(lambda s: jnp.where(_wide(last, s), jnp.nan, s), final)
 
 
 def reached(written: jax.Array, entered: jax.Array, reset: jax.Array, causal: bool) -> tuple[jax.Array, jax.Array]:
@@ -74,17 +72,17 @@ def _wide(mask: jax.Array, x: jax.Array) -> jax.Array:
     return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
 
 
-def _bad(record: Recurrence, name: str, x: jax.Array) -> jax.Array:
-    """Where a field is not finite. A logarithm may be -inf, which stands for zero."""
-    return ~jnp.isfinite(x) & ~(x < 0) if name in record.logs else ~jnp.isfinite(x)
+def _bad(operator: "Operator", name: str, x: jax.Array) -> jax.Array:
+    """Where an argument is not finite; of logarithms -inf is as good as any."""
+    return ~jnp.isfinite(x) & ~(x < 0) if name in operator.logs else ~jnp.isfinite(x)
 
 
-def _bad_tokens(record: Recurrence, name: str, x: jax.Array, heads: int | None) -> jax.Array:
-    """Which tokens of which value heads `[B, T, HV]` a field spoils; `[B, T]` where there are no heads."""
-    bad = _bad(record, name, x)
-    if heads is None:
-        return bad.any(axis=tuple(range(2, bad.ndim)))
-    if record.head_letter(name) is None:
-        return jnp.broadcast_to(bad.any(axis=tuple(range(2, bad.ndim)))[..., None], (*x.shape[:2], heads))
-    bad = bad.any(axis=tuple(range(3, bad.ndim)))
-    return jnp.repeat(bad, heads // bad.shape[2], axis=2)
+def _bad_tokens(letters: list[str], bad: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """`[B, T, HV]`, or `[B, T]` without heads: any number of the token, of its head where it has one."""
+    head = next((letters.index(letter) for letter in ("HV", "H") if letter in letters), None)
+    bad = bad.any(axis=tuple(axis for axis in range(2, bad.ndim) if axis != head))
+    if len(shape) == 2:
+        return bad
+    if head is None:
+        return jnp.broadcast_to(bad[..., None], shape)
+    return jnp.repeat(bad, shape[2] // bad.shape[2], axis=2)

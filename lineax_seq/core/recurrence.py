@@ -97,7 +97,6 @@ class Recurrence:
         update: (token, state) -> the state after the token, for summaries with a dense transition, which a single
             token need not build. None applies the token's summary.
         output_field: the field whose dtype the outputs have.
-        logs: fields that hold logarithms, where -inf is a number like any other.
         padding: the values that make a token leave the state alone, for fields where it is not zero.
         prepare, advance, readout: the chunk form, as in the module's docstring; None derives it from `element`. `keep`
             is None, or a boolean `[C]` that is False where a document starts.
@@ -106,6 +105,7 @@ class Recurrence:
             third argument; None where there is nothing to decide.
         special: a cheaper form for some inputs; None where there is none.
         loops: whether `advance` is a loop over the chunk's tokens.
+        states: inputs -> how many matrices the state of a head consists of, for the memory of a group of chunks.
         shares_heads: whether the value heads of one key head share work in the chunk form. Where decays differ between
             them channel by channel they share none; queries and keys are then repeated for each value head, so that
             arrays have one axis less.
@@ -121,7 +121,6 @@ class Recurrence:
     update: Callable[[Inputs, State], State] | None = None
     parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
     output_field: str = "v"
-    logs: tuple[str, ...] = ("g", "f", "i")
     padding: Mapping[str, float] = dataclasses.field(default_factory=dict)
     prepare: Callable[..., Any] | None = None
     advance: Callable[[Any, State], tuple[State, Any]] | None = None
@@ -130,6 +129,7 @@ class Recurrence:
     decide: Callable[[Inputs], jax.Array] | None = None
     special: Special | None = None
     loops: bool = False
+    states: Callable[[Inputs], int] = lambda xs: 1
     shares_heads: bool = True
     scans_on_cpu: bool = False
 

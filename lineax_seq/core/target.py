@@ -27,9 +27,12 @@ class Groups:
     forward_chunks: int | None = None
     keep_entries: bool = True
 
-    def chunks_at_once(self, sequences: int, chunk_size: int, forward_alone: bool) -> int:
-        """How many chunks of each sequence a group holds, at least 1; `sequences` counts rows times heads."""
-        limits = [self.tokens // (sequences * chunk_size)]
+    def chunks_at_once(self, sequences: int, chunk_size: int, states: int, forward_alone: bool) -> int:
+        """How many chunks of each sequence a group holds, at least 1; `sequences` counts rows times heads.
+
+        A record whose state consists of several matrices gets fewer chunks where the states that enter them are kept.
+        """
+        limits = [self.tokens // (sequences * chunk_size * max(1, states // 4 if self.keep_entries else 1))]
         if self.chunks is not None:
             limits.append(self.chunks)
         if forward_alone and self.forward_chunks is not None:
@@ -43,9 +46,9 @@ class Groups:
 # results with zeros; so programs grow with the number of chunks. Where nothing is differentiated, more than 16 chunks
 # make the products no faster, and no longer fit into the cache.
 CPU_GROUPS = Groups(tokens=1024, chunks=8, forward_chunks=16, keep_entries=False)
-# An accelerator needs many chunks to be busy: 512 chunks of 64 tokens are about four for each of an H100's 132
+# An accelerator needs many chunks to be busy: 256 chunks of 64 tokens are about two for each of an H100's 132
 # multiprocessors. More would only take more memory, since all intermediate results of a group exist at once.
-ACCELERATOR_GROUPS = Groups(tokens=1 << 15)
+ACCELERATOR_GROUPS = Groups(tokens=1 << 14)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,7 +73,7 @@ def _remove_abandoned(directory: Path) -> None:
     for path in directory.parent.glob(f".{glob.escape(directory.name)}.{'[0-9a-f]' * 12}.partial"):
         with contextlib.suppress(OSError):  # another process finishes or removes it
             newest = max(part.stat().st_mtime for part in (path, *path.rglob("*")))
-            if time.time() - newest > _ABANDONED:
+            if time.time() - newest > _ABANDONED:  # a date, as files have
                 shutil.rmtree(path, ignore_errors=True)
 
 

@@ -14,7 +14,7 @@ All but the all-gather then send the final state to everyone, by an all-reduce o
 import dataclasses
 import math
 
-from pallas_kernels import Machine, machine_here
+from ..core.target import Machine, machine_here
 
 
 @dataclasses.dataclass(frozen=True)

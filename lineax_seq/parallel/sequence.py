@@ -58,15 +58,14 @@ def on_shard(how: How, xs: dict, segment_ids, state: State | None, first_head: j
     everywhere = functools.partial(vary, axes=axes)
     xs, replicated = everywhere(xs), axes - {name}
     place: dict[str, Any] = {"first_head": first_head} if operator.numbers_heads else {}
-    reset, seen = _documents(operator, name, segment_ids, state, xs)
+    starts, seen = _documents(operator, name, segment_ids, state, xs)
     if operator.seen is not None:
         place["seen"] = seen
-    fields, reset, given = prepared(operator, xs, reset, state, **place)
-    record, marks = operator.recurrence, None
+    if starts is not None:
+        xs, state, marks = quarantine.cleaned(operator, xs, state, how.causal)
+    fields, reset, given = prepared(operator, xs, starts, state, **place)
+    record, fields = operator.recurrence, everywhere(fields)
     state = vary(zero_state(record, fields) if state is None else given, replicated)
-    if reset is not None:
-        fields, state, marks = quarantine.cleaned(record, fields, state, how.causal)
-    fields = everywhere(fields)
     prepare, form = None, form_of(how)
     run = lambda xs, reset, state, **more: form(xs, reset=reset, state=state, **more)  # noqa: E731
     if how.form == "chunk" and how.implementation == "xla" and record.monoid.probe is None:
@@ -77,12 +76,13 @@ def on_shard(how: How, xs: dict, segment_ids, state: State | None, first_head: j
     else:
         link = cost.link_of(how.target.machine)
         final, o = _Exchange(record, run, prepare, name, how.strategy, link, axes).call(fields, reset, state)
-    if marks is not None:
-        spoilt, last = _spoilt(name, marks, reset)
-        final, o = quarantine.spoil((final, o), spoilt | marks.queried, last)
     if not how.causal:
         o = _reading(record, how.scale, fields, everywhere(final))
-    return finished(operator, xs, (final, o))
+    result = finished(operator, xs, (final, o))
+    if starts is None:
+        return result
+    spoilt, last = _spoilt(name, marks, starts)
+    return quarantine.spoil(result, spoilt | marks.queried, last)
 
 
 def _reading(recurrence: Recurrence, scale, fields: Inputs, state: State) -> jax.Array:
@@ -133,7 +133,7 @@ def _spoilt(name: str, marks: quarantine.Marks, reset) -> tuple[jax.Array, jax.A
     """
     own = quarantine.reached(marks.written, jnp.zeros_like(marks.entered), reset, causal=True)[1]
     through = ~jnp.any(reset, axis=1).reshape(-1, *(1,) * (own.ndim - 1)) & jnp.ones_like(own)
-    owns, throughs = lax.all_gather(jnp.stack([own, through]), name, axis=1)
+    owns, throughs = lax.all_gather(jnp.stack([own, through]), name, axis=1, to="invarying")
     entered = [marks.entered]
     for p in range(lax.axis_size(name)):
         entered.append(owns[p] | (throughs[p] & entered[-1]))

@@ -245,6 +245,7 @@ FENWICK = Recurrence(
     prepare=_prepare,
     advance=_advance,
     readout=_readout,
+    states=lambda xs: max(xs["level_scales"].shape[-1] - 1, 1),
     special=Special(_aligned, Form(_prepare_aligned, _advance, _readout)),
 )
 

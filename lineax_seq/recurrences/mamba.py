@@ -37,5 +37,6 @@ mamba = Operator(
     lower=lambda xs: {name: x for name, x in xs.items() if name != "D"},
     finish=lambda y, xs: skip(y, xs.get("D"), xs["u"]),
     scaled=False,
+    queries=("C",),
     state="[B, D, N]",
 )

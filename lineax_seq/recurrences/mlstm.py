@@ -17,6 +17,7 @@ mlstm = Operator(
     recurrence=STABILISED,
     arguments={"q": QUERIES, "k": KEYS, "v": VALUES, "i": Argument("B T HV"), "f": HEAD_DECAYS},
     about=__doc__,
+    logs=("i", "f"),
     zero_is_identity=False,  # i = 0 is an open gate
     state="(C [B, HV, K, V], n [B, HV, K], m [B, HV])",
 )

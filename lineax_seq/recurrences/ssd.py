@@ -49,4 +49,5 @@ ssd = Operator(
     lower=_lower,
     finish=_finish,
     scaled=False,
+    queries=("C",),
 )

@@ -76,7 +76,7 @@ def test_tokens_of_padding_leave_the_state_alone(name):
 
 
 def test_states_of_nothing_ask_for_their_sizes():
-    with pytest.raises(ValueError, match="gla.init_state: no size for H, V; give each as a keyword"):
+    with pytest.raises(ValueError, match="gla: no size for H, V; give each as a keyword"):
         ls.gla.init_state(B=2, K=3)
     assert ls.gla.init_state(B=2, H=2, HV=4, K=3, V=5).shape == (2, 4, 3, 5)
 

@@ -13,8 +13,9 @@ from tolerances import GRADIENTS, OUTPUTS, assert_close
 
 import lineax_seq as ls
 from lineax_seq.core import forms
+from lineax_seq.core.lowering import prepared
 from lineax_seq.core.monoid import Affine
-from lineax_seq.core.operator import prepared
+from lineax_seq.core.target import target_here
 from lineax_seq.parallel import cost, prefix, sequence_parallel
 from lineax_seq.parallel.summary import mapped, over, shard_summary, zero_state
 
@@ -276,7 +277,7 @@ def test_a_shard_s_summary_is_its_tokens(operator, x64):
     case, record = Case(operator, T=12).packed(3, 7), operator.recurrence
     reset = jnp.pad(case.segment_ids[:, 1:] != case.segment_ids[:, :-1], ((0, 0), (1, 0)))
     lead = 2 if record.has_heads else 1
-    run = functools.partial(forms.chunk, record, None, 4)
+    run = functools.partial(forms.chunk, record, target_here(), None, 4)
 
     @functools.partial(jax.jit, static_argnums=(0,))
     def summarise(record, reset):

@@ -4,6 +4,7 @@ import inspect
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from tolerances import OUTPUTS, assert_close
 
@@ -95,6 +96,33 @@ def test_named_implementations_never_fall_back(args):
     assert len(group.value.exceptions) == 2
     o, _ = ls.gated_delta_rule(**args, implementation=("mosaic_tpu", "xla"))
     assert o.shape == args["v"].shape
+
+
+def test_the_token_scan_has_no_kernel(args):
+    with pytest.raises(NotImplementedError, match="gated_delta_rule: mosaic_tpu: the token scan has no kernel"):
+        ls.gated_delta_rule(**args, form="scan", implementation="mosaic_tpu")
+
+
+def test_numbers_of_numpy_and_lists_are_taken(args):
+    """What an experiment's configuration or a data loader holds."""
+    ids = [[0] * 5 + [1] * 3, [0] * 2 + [1] * 6]
+    want = ls.gated_delta_rule(**args, chunk_size=4, scale=0.5, segment_ids=jnp.asarray(ids))
+    for integer in (np.int64, np.int32):
+        got = ls.gated_delta_rule(**args, chunk_size=integer(4), scale=np.float32(0.5), segment_ids=ids)
+        assert_close(got, want, 0.0)
+    got = ls.gated_delta_rule(**args, chunk_size=4, scale=np.float64(0.5), segment_ids=np.asarray(ids, np.int64))
+    assert_close(got, want, 0.0)
+    some = ls.retention.example(jax.random.key(0), B=1, T=8, H=1, K=4, V=4)
+    assert_close(ls.retention(**some, block_size=np.int64(4)), ls.retention(**some, block_size=4), 0.0)
+    assert_close(ls.retention(**some, causal=np.bool_(False)), ls.retention(**some, causal=False), 0.0)
+
+
+@pytest.mark.parametrize("causal", [1, 0, "yes", None])
+@pytest.mark.parametrize("operator", [ls.retention, ls.gla], ids=lambda operator: operator.name)
+def test_causal_is_a_truth_value(operator, causal):
+    args = operator.example(jax.random.key(0), B=1, T=8, H=1, K=4, V=4)
+    with pytest.raises(ValueError, match=f"{operator.name}: causal={causal!r}, wants True or False"):
+        operator(**args, causal=causal)
 
 
 def test_errors_come_before_tracing(args):

@@ -11,6 +11,7 @@ from tolerances import assert_close
 import lineax_seq as ls
 from lineax_seq.core import forms
 from lineax_seq.core.layout import Layout
+from lineax_seq.core.target import target_here
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 7])
@@ -34,18 +35,18 @@ def test_aligned_chunks_take_the_short_way(levels, x64):
     """The form for aligned chunks against the one for chunks that begin anywhere, with gradients."""
     operator = ls.log_linear_attention
     args = example(operator, T=40, L=levels)
-    anywhere = dataclasses.replace(operator.recurrence, shortcuts=())
+    anywhere = dataclasses.replace(operator.recurrence, special=None)
     fields = operator.fields(args)
-    aligned = operator.recurrence.shortcuts[0].applies
+    aligned = operator.recurrence.special.applies
     chunks = fields["position"].reshape(2, 5, 8, 4)
     assert aligned({"position": chunks}) and not aligned({"position": chunks + 1})
     assert not aligned({"position": chunks.at[-1, 0, 0, 3].set(-1)})
-    state = Layout(anywhere, fields).zero_state(fields)
+    state = Layout.of(anywhere, fields).zero_state(fields)
     floats = {name: x for name, x in fields.items() if name != "position"}
 
     def run(record):
         def on(xs):
-            return forms.chunk(record, 0.5, 8, {**xs, "position": fields["position"]}, None, state)
+            return forms.chunk(record, target_here(), 0.5, 8, {**xs, "position": fields["position"]}, None, state)
 
         return on
 

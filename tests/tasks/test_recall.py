@@ -97,7 +97,7 @@ def test_rows_that_cannot_be_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         RecallData(**{"length": 24, "vocabulary": 16, "pairs": (2,)} | fields)
     with pytest.raises(ValueError, match="make them equal"):
-        RecallConfig(model=HybridConfig(vocab_size=17, d_model=8, num_layers=1, pattern="L"), data=DATA)
+        RecallConfig(model=HybridConfig(vocab_size=17, d_model=16, num_layers=1, pattern="L"), data=DATA)
 
 
 @pytest.mark.slow
