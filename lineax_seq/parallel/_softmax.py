@@ -1,8 +1,9 @@
-"""Softmax attention in blocks whose tokens lie anywhere in the row: the arithmetic that every strategy shares.
+"""Softmax attention piece by piece, with tokens anywhere in the row: the arithmetic that every strategy shares.
 
-A block of queries absorbs blocks of keys one after the other, in any order, and keeps a running maximum, denominator
-and numerator. A pair of blocks that sees nothing of each other, by place, window or document, is skipped when the
-program runs. The backward pass forms the probabilities anew from the log of the denominator.
+A piece of the queries takes in pieces of the keys one after the other, in any order, and keeps a running maximum,
+denominator and numerator. If no query of one piece may see a key of the other, because of their places, the window or
+their documents, the program skips the pair. The backward pass recomputes the probabilities from the log of the
+denominator.
 
 Source: Milakov & Gimelshein 2018, arXiv:1805.02867 (running maximum); Dao et al. 2022, arXiv:2205.14135, algorithm 4.
 """
@@ -28,7 +29,7 @@ class Places(NamedTuple):
 
 
 def _split(x: jax.Array, axis: int, size: int, value=0) -> jax.Array:
-    """`axis` in blocks of `size`, padded with `value`, the blocks in front."""
+    """`axis` cut into pieces of `size`, which become the first axis; padded with `value`."""
     blocks = -(-x.shape[axis] // size)
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, blocks * size - x.shape[axis])
@@ -47,7 +48,7 @@ def _zeros(like: jax.Array) -> jax.Array:
 
 
 class Queries(NamedTuple):
-    """Blocks of queries `[N, B, HKV, n, C, K]`, scaled, and their places."""
+    """Queries in N pieces, `[N, B, HKV, n, C, K]`, scaled, and their places."""
 
     q: jax.Array
     places: Places
@@ -73,7 +74,7 @@ def _key_blocks(k: jax.Array, size: int) -> jax.Array:
 
 
 def queries(q: jax.Array, kv_heads: int, places: Places, size: int) -> Queries:
-    """q `[B, T, H, K]` in blocks of `size`, scaled by K**-0.5 in float32 (or float64)."""
+    """q `[B, T, H, K]` in pieces of `size`, scaled by K**-0.5 in float32 (or float64)."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scaled = (q.astype(wide) * q.shape[-1] ** -0.5).astype(q.dtype)
     return Queries(_query_blocks(scaled, kv_heads, size), _split_places(places, size, -1))
@@ -211,7 +212,7 @@ def _keys_back(x: jax.Array, length: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def attend(window: int | None, size: int, q, k, v, i: Places, j: Places) -> jax.Array:
-    """Queries `[B, T, H, K]` at places i over keys and values `[B, S, HKV, K]` at places j, in blocks of `size`."""
+    """Queries `[B, T, H, K]` at places i over keys and values `[B, S, HKV, K]` at places j, in pieces of `size`."""
     return _attend_forward(window, size, q, k, v, i, j)[0]
 
 

@@ -93,7 +93,7 @@ def attention(
     low, high = (_part(everywhere, piece * (n // 2), n // 2) for piece in (r, 2 * P - 1 - r))
     places = jax.tree.map(lambda a, b: jnp.concatenate([a, b], -1), low, high)
     blocks = -(-n // 2 // size)
-    if n // 2 % blocks == 0:  # a block with the end of one piece and the beginning of the other would skip little
+    if n // 2 % blocks == 0:  # with queries of both ends of the row taken together, few pairs could be skipped
         size = n // 2 // blocks
     o = _softmax.attend(window, size, to_zigzag(q, axis_name), k, v, places, everywhere)
     return from_zigzag(o, axis_name)
@@ -113,7 +113,7 @@ def _routes(axis_name: str) -> list[list[tuple[int, int]]]:
 
 
 def _swap_if_odd(x: jax.Array, y: jax.Array, axis_name: str) -> tuple[jax.Array, jax.Array]:
-    """Of devices with an odd number, whose lower zigzag piece is the odd one, the other way round."""
+    """x and y, exchanged on devices with an odd number, whose lower zigzag piece is the odd one."""
     odd = lax.axis_index(axis_name) % 2 == 1
     return jnp.where(odd, y, x), jnp.where(odd, x, y)
 
@@ -148,7 +148,7 @@ def _rotated(tree, axis_name: str, by: int = 1):
 
 
 def _places(axis_name: str, n: int, hop, run) -> Places:
-    """Of the keys that have come `hop` devices far."""
+    """The places of the keys that arrive here after `hop` hops."""
     origin = (lax.axis_index(axis_name) - hop) % lax.axis_size(axis_name)
     return Places(origin * n + jnp.arange(n, dtype=jnp.int32), run)
 
@@ -180,7 +180,7 @@ def _ring_forward(axis_name, window, size, q, k, v, run):
 
 
 def _ring_backward(axis_name, window, size, residuals, d_o):
-    """The gradients of keys and values travel with them, and home in one hop at the end."""
+    """The gradients of keys and values travel with these, and one hop at the end brings them back to their device."""
     q, k, v, run, o, log_denominator = residuals
     n = q.shape[1]
     blocks = _softmax.queries(q, k.shape[2], _places(axis_name, n, 0, run), size)

@@ -2,13 +2,13 @@
 
 With S the bytes of the state and T those of the transition that go with it, on P devices, one direction:
 
-    strategy    rounds         bytes in turn                   note
-    all_gather  1              (P-1) (S + T)                   the only one that other work can hide
+    strategy    rounds         bytes, one after the other      note
+    all_gather  1              (P-1) (S + T)                   the only one during which other work can run
     ring        P-1            (P-1) S                         a device waits for all before it
-    tree        ceil(log2 P)   ceil(log2 P) (S + T)            on a ring of links (P-1) (S + T): they are shared
-    all_scan    P+M-2          (P+M-2) S / M                   M blocks of columns; T stays
+    tree        ceil(log2 P)   ceil(log2 P) (S + T)            on a ring of links (P-1) (S + T), as messages share links
+    all_scan    P+M-2          (P+M-2) S / M                   M pieces of the state; transitions are not sent
 
-All but the all-gather send the last state back to everyone, an all-reduce of S: 2 S bytes in one more round.
+All but the all-gather then send the final state to everyone, by an all-reduce of S: 2 S bytes in one more round.
 """
 
 import dataclasses
@@ -34,12 +34,12 @@ class Link:
 
 
 def link_of(machine: Machine) -> Link:
-    """Between such machines: numbers of this order hold for TPU and GPU pods."""
+    """The links between such machines. The numbers have the order of magnitude of TPU and GPU pods."""
     return Link(switched=machine.platform != "tpu")
 
 
 def message_rounds(strategy: str, devices: int, state_bytes: int, transition_bytes: int, blocks: int = 1):
-    """`(rounds, bytes)` that pass one after the other, without the final state's way back."""
+    """`(rounds, bytes)` of an exchange, without sending the final state to everyone; `blocks` is M."""
     doubling = math.ceil(math.log2(devices)) if devices > 1 else 0
     both = state_bytes + transition_bytes
     return {
@@ -53,7 +53,7 @@ def message_rounds(strategy: str, devices: int, state_bytes: int, transition_byt
 def predicted_seconds(
     strategy: str, devices: int, state_bytes: int, transition_bytes: int, blocks: int = 1, link: Link | None = None
 ) -> float:
-    """Time of one exchange that nothing hides."""
+    """The time of one exchange during which nothing else is computed."""
     link = link or link_of(machine_here())
     rounds, volume = message_rounds(strategy, devices, state_bytes, transition_bytes, blocks)
     if strategy == "tree" and not link.switched:
@@ -64,9 +64,10 @@ def predicted_seconds(
 
 
 def blocks(devices: int, state_bytes: int, columns: int, link: Link | None = None) -> int:
-    """M for `all_scan`: the divisor of `columns` nearest below the one that minimises its time, at least 2 if any.
+    """M, the number of pieces for `all_scan`: the largest divisor of `columns` that is no more than the best number.
 
-    (P-2+M)(latency + S/(M bandwidth)) is least at M = sqrt((P-2) S / (latency bandwidth)).
+    The time (P-2+M)(latency + S/(M bandwidth)) is least for M = sqrt((P-2) S / (latency bandwidth)); 2 is the smallest
+    number that counts as best.
     """
     link = link or link_of(machine_here())
     best = max(2.0, math.sqrt(max(devices - 2, 0) * state_bytes / (link.latency * link.bandwidth)))

@@ -1,7 +1,7 @@
 """What a shard of time must know of the shards before it: their last tokens, and where its first document began.
 
-Every function takes `axis_name=None` for time that is whole, so that what calls them is written once. A shard's first
-tokens continue the row unless the ids say otherwise: only the first shard has nothing to its left.
+With `axis_name=None` every function takes time to be whole, so that its callers are written once for both. The first
+tokens of a shard continue those of the shard before, unless `segment_ids` say that a document starts.
 """
 
 import jax
@@ -12,7 +12,7 @@ from jax import lax
 def left_halo(x: jax.Array, width: int, axis_name: str | None = None) -> jax.Array:
     """The `width` tokens before this shard: x `[B, T, ...]` -> `[B, width, ...]`, zeros before the first one.
 
-    Forward one `ppermute` of `width` tokens to the right, backward one to the left.
+    One `ppermute` sends `width` tokens to the right; the backward pass sends their gradients to the left.
 
     Raises:
         ValueError: the shard is shorter than the halo.
@@ -29,7 +29,7 @@ def left_halo(x: jax.Array, width: int, axis_name: str | None = None) -> jax.Arr
 
 
 def token_shift(x: jax.Array, *, segment_ids: jax.Array | None = None, axis_name: str | None = None) -> jax.Array:
-    """The token before each, zeros before a document's first: `[B, T, D] -> [B, T, D]`."""
+    """`[B, T, D] -> [B, T, D]`: for each token the one before it, zeros where a document starts."""
     previous = jnp.concatenate([left_halo(x, 1, axis_name), x[:, :-1]], 1)
     if segment_ids is None:
         return previous
@@ -37,7 +37,7 @@ def token_shift(x: jax.Array, *, segment_ids: jax.Array | None = None, axis_name
 
 
 def borders(segment_ids: jax.Array, axis_name: str | None = None) -> jax.Array:
-    """bool [B, T]: the token's id differs from that before it; False at the first token of the row."""
+    """bool [B, T]: the token's id differs from the id of the token before it; False at the first token of the row."""
     if axis_name is None:
         return jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
     before = jnp.concatenate([left_halo(segment_ids, 1, axis_name), segment_ids[:, :-1]], 1)

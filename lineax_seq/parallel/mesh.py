@@ -149,7 +149,7 @@ def distribute(tree: PyTree, shardings: PyTree) -> PyTree:
 
 
 class Part(NamedTuple):
-    """Which part of every batch `[B, T]` a process reads: block `block` of `blocks` of its rows, and columns."""
+    """The part of every batch `[B, T]` that a process reads: of its rows piece `block` of `blocks`, and columns."""
 
     block: int
     blocks: int
@@ -160,7 +160,7 @@ def local_part(mesh: Mesh, batch_size: int, length: int) -> Part:
     """What the devices of this process hold of a batch `[batch_size, length]`.
 
     Raises:
-        ValueError: the mesh does not divide the batch, or gives this process rows that are no whole block.
+        ValueError: the mesh does not divide the batch, or gives this process rows that are not one piece.
     """
     for what, size, axes in (("rows of a batch", batch_size, ROWS), ("tokens of a row", length, (SEQ,))):
         shards = math.prod(mesh.shape[name] for name in axes)

@@ -94,7 +94,7 @@ def to_host(tree: Any) -> Any:
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """The first process runs the block, then the others do, and find on disk what it made."""
+    """The first process runs the body of the `with` statement, then the others do, and find on disk what it made."""
     if not is_main():
         broadcast(None)
     try:

@@ -1,9 +1,9 @@
 """A call on arrays that are split over a mesh: every device computes its own sequences and heads.
 
-Sequences do not see each other, nor do heads, so a call whose batch or heads are split is that many smaller calls, and
-nothing is gathered. On explicit axes (what `jax.make_mesh` gives) the arrays' types say how they are split. Automatic
-axes do not say it before the compiler has decided; there it may be told with `placed`, and otherwise the compiler
-splits the program itself.
+Sequences are independent of each other, and so are heads. A call whose batch or heads are split over devices is thus as
+many smaller calls, and nothing is gathered. On explicit axes, which are what `jax.make_mesh` gives, the types of the
+arrays say how they are split. On automatic axes nobody knows before the compiler decides; there `placed` can say it,
+and otherwise the compiler splits the program itself.
 """
 
 import contextlib
@@ -22,24 +22,27 @@ from ..core.operator import Operator
 from ..core.typing import State
 from . import sequence
 
-HEAD_LETTERS = ("H", "HV", "D")  # what can be split beside sequences: nothing crosses heads, or channels D
+HEAD_LETTERS = ("H", "HV", "D")  # dimensions that can be split like the batch: heads, and channels without heads
 
 Axes = tuple[str, ...]
 _told: contextvars.ContextVar[tuple[Axes, Axes] | None] = contextvars.ContextVar("told", default=None)
 
 
 class Placement(NamedTuple):
-    """Over which axes of which mesh a call's sequences and heads are split; part of what is static in the call."""
+    """How a call is split over a mesh: the axes of its sequences and those of its heads. Static in the call."""
 
     mesh: Any
     batch: Axes
     heads: Axes
-    manual: frozenset[str]  # axes that the call is mapped over: these, and explicit ones that split nothing
+    manual: frozenset[str]  # the axes that `jax.shard_map` takes: these, and explicit ones that split nothing
 
 
 @contextlib.contextmanager
 def placed(*, batch: str | Axes = (), heads: str | Axes = ()) -> Iterator[None]:
-    """Calls inside this context run by parts over the named automatic axes of the surrounding mesh (`jax.set_mesh`).
+    """Calls in this context run by parts: every device computes its own sequences and heads.
+
+    The named axes are automatic ones of the surrounding mesh, `jax.set_mesh`. Heads stay whole in calls where an axis
+    does not divide them.
 
     >>> with jax.set_mesh(mesh), ls.parallel.placed(batch="data", heads="tensor"):  # doctest: +SKIP
     ...     o, state = ls.gla(q, k, v, g)
@@ -52,10 +55,10 @@ def placed(*, batch: str | Axes = (), heads: str | Axes = ()) -> Iterator[None]:
 
 
 def placement(operator: Operator, xs: Mapping[str, jax.Array], segment_ids, state: State | None) -> Placement | None:
-    """How the arguments of a call lie; None where nothing is split, or the compiler is to split it.
+    """How the arguments of a call are split; None where they are not, or where that is left to the compiler.
 
     Raises:
-        ValueError: T is split, or an axis that `placed` names is none of the surrounding mesh.
+        ValueError: T is split, or `placed` names an axis that the surrounding mesh does not have.
     """
     here = jax.sharding.get_abstract_mesh()
     told = _told.get()
@@ -94,7 +97,8 @@ def placement(operator: Operator, xs: Mapping[str, jax.Array], segment_ids, stat
 
 
 def _note(found: dict[str, Axes], x, letters: list[str], mesh):
-    """Write down which explicit axes split the letters of an array; its mesh, if it has any explicit axis."""
+    """Add the explicit axes that split an array's dimensions to `found`. Returns its mesh if that has explicit axes,
+    else `mesh`."""
     sharding = getattr(jax.typeof(x), "sharding", None)
     if sharding is None or sharding.mesh.empty or AxisType.Explicit not in sharding.mesh.axis_types:
         return mesh
@@ -105,7 +109,7 @@ def _note(found: dict[str, Axes], x, letters: list[str], mesh):
 
 
 def _dividing(operator: Operator, xs: Mapping[str, jax.Array], axes: Axes, sizes: Mapping[str, int]) -> Axes:
-    """`axes`, or none where some number of heads does not divide over them."""
+    """`axes`, or no axes if they do not divide every number of heads."""
     shards = math.prod(sizes[name] for name in axes)
     for name, x in xs.items():
         for letter, size in zip(operator.arguments[name].letters, x.shape, strict=True):
@@ -119,7 +123,7 @@ def _names(names: str | Axes) -> Axes:
 
 
 def on_mesh(how: How, placement: Placement, xs: dict, segment_ids, state: State | None):
-    """`(o, final state)`, split as the arguments are."""
+    """`(o, final state)`, split over the mesh as the arguments are."""
     operator = how.operator
     batch, heads = placement.batch or None, placement.heads or None
     split = {"B": batch, **dict.fromkeys(HEAD_LETTERS, heads)}
@@ -144,7 +148,7 @@ def on_mesh(how: How, placement: Placement, xs: dict, segment_ids, state: State 
 
 
 def resharded(arrays, specs, mesh):
-    """Arrays where the specs say: a mesh with explicit axes moves nothing by itself."""
+    """The arrays, split as `specs` say. With explicit axes they must be moved there before `jax.shard_map`."""
     if AxisType.Explicit not in mesh.axis_types:
         return arrays
 

@@ -1,9 +1,9 @@
-"""What enters each device: the exclusive prefix of the devices' summaries, applied to the state before the first one.
+"""The state that enters each device: the summaries of all earlier devices, applied to the state before the first one.
 
-Every strategy takes a monoid mapped over `lead` leading axes (batch, heads), this device's summary, and the state that
-enters the axis, the same on all its devices. Each gives the state that enters this device and the one that leaves the
-axis. Run with `reverse` on adjoint summaries it is the backward pass: the cotangents that leave this device's stretch,
-and the one of the initial state. All leaves travel in one buffer; nothing here is meant to be differentiated.
+Every strategy takes a monoid that is mapped over `lead` leading axes (batch, heads), this device's summary, and the
+state that enters the first device, which all devices have. It gives the state that enters this device, and the one that
+leaves the last. With `reverse` and adjoint summaries it is the backward pass: it gives the gradient of the state that
+leaves this device, and that of the initial state. All leaves travel in one buffer. Nothing here is differentiated.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from .cost import blocks as pipeline_blocks
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """A mesh axis walked in time order: from the left, or in the backward pass from the right."""
+    """A mesh axis whose devices have places in an order: that of time or, with `reverse`, the opposite one."""
 
     name: str
     reverse: bool = False
@@ -35,20 +35,22 @@ class Axis:
         return self.size - 1 - index if self.reverse else index
 
     def send(self, tree, pairs: list[tuple[int, int]], lead: int):
-        """One `ppermute` between places in time order; who is sent nothing gets zeros."""
+        """One `ppermute` between the places of `pairs`, (from, to); a device that is sent nothing gets zeros."""
         place = lambda i: self.size - 1 - i if self.reverse else i  # noqa: E731
         packed, unpack = pack(tree, lead)
         return unpack(lax.ppermute(packed, self.name, [(place(i), place(j)) for i, j in pairs]))
 
     def from_last(self, tree, lead: int):
-        """The last place's values, on every device and known to be the same there."""
+        """The values of the last place, on every device; their type says that they are the same everywhere."""
         packed, unpack = pack(tree, lead)
         return unpack(lax.psum(jnp.where(self.index == self.size - 1, packed, 0), self.name))
 
 
 def pack(tree, lead: int) -> tuple[jax.Array, Callable]:
-    """All leaves as one array `[*lead, features]` in their widest float dtype, and the way back. The leading axes stay,
-    so that a mesh axis may shard them."""
+    """All leaves as one array `[*lead, features]` in their widest float dtype, and the function that undoes it.
+
+    The leading axes stay apart, so that other mesh axes may split them.
+    """
     leaves, structure = jax.tree.flatten(tree)
     dtype = jnp.result_type(*(x.dtype for x in leaves if x.dtype != bool))
     flat = [x.reshape(*x.shape[:lead], -1).astype(dtype) for x in leaves]
@@ -70,7 +72,7 @@ def choose(condition: jax.Array, new, old):
 
 
 def all_gather(monoid: Monoid, summary: Summary, state: State, axis: Axis, lead: int) -> tuple[State, State]:
-    """LASP-2: one all-gather of the summaries, then every device folds the earlier ones into the state itself.
+    """LASP-2: one all-gather of the summaries, after which every device applies the earlier ones to the state.
 
     Source: Sun et al. 2025, arXiv:2502.07563, algorithm 2.
     """
@@ -80,20 +82,20 @@ def all_gather(monoid: Monoid, summary: Summary, state: State, axis: Axis, lead:
 
     def body(carry, place):
         entering, state = carry
-        # unpacked one by one: all at once, the compiler keeps several copies of them
+        # Summaries are unpacked one by one, because the compiler keeps several copies of all if it has them at once.
         summary = unpack(
             lax.dynamic_index_in_dim(gathered, size - 1 - place if axis.reverse else place, keepdims=False)
         )
         state = monoid.apply(summary, state)
         return (choose(place < index, state, entering), state), None
 
-    start = (choose(index >= 0, state, state), state)  # the first one differs between devices from here on
+    start = (choose(index >= 0, state, state), state)  # gives the first one the type of what differs between devices
     (entering, final), _ = lax.scan(body, start, jnp.arange(size))
     return entering, final
 
 
 def ring(monoid: Monoid, summary: Summary, state: State, axis: Axis, lead: int) -> tuple[State, State]:
-    """LASP-1: the state goes from device to device in P-1 hops; each waits for the one before it.
+    """LASP-1: the state goes from device to device in P-1 hops, and every device waits for the one before it.
 
     Source: Sun et al. 2024, arXiv:2404.02882, algorithm 2.
     """
@@ -106,12 +108,12 @@ def ring(monoid: Monoid, summary: Summary, state: State, axis: Axis, lead: int) 
 
 
 def tree(monoid: Monoid, summary: Summary, state: State, axis: Axis, lead: int) -> tuple[State, State]:
-    """A prefix by doubling: ceil(log2 P) exchanges of summaries.
+    """A parallel prefix by doubling: ceil(log2 P) exchanges of summaries.
 
-    Source: Hillis & Steele 1986, "Data parallel algorithms", the parallel prefix; exclusive and inclusive side by side.
+    Source: Hillis & Steele 1986, "Data parallel algorithms"; here with and without a device's own summary at once.
     """
     size, index = axis.size, axis.index
-    before = upto = summary  # of a window that ends before this device, and with it
+    before = upto = summary  # of the devices so far that end just before this one, and of those that end with it
     distance = 1
     while distance < size:
         sent = axis.send(upto, [(i, i + distance) for i in range(size - distance)], lead)
@@ -128,10 +130,11 @@ def tree(monoid: Monoid, summary: Summary, state: State, axis: Axis, lead: int) 
 def all_scan(
     monoid: Monoid, summary: Summary, state: State, axis: Axis, lead: int, blocks: int | None = None
 ) -> tuple[State, State]:
-    """The ring as a pipeline: the state in M blocks of columns, in P+M-2 hops of one block each.
+    """The ring as a pipeline: the state is cut into M pieces, and P+M-2 hops send one piece each.
 
-    Columns of a matrix state do not see each other, so a hop needs the device's own transition only. Where they do
-    (states of several parts), the blocks are of sequences and heads, which never do.
+    The pieces are columns of a matrix state, because columns do not depend on each other and a hop then needs the
+    device's own transition only. Where columns depend on each other, as in states of several parts, the pieces are
+    heads, or sequences if there are no heads. `blocks` is M; None takes the cheapest.
 
     Source: Chou et al. 2025 (ZeCO), arXiv:2507.01004, All-Scan.
     """
@@ -157,13 +160,13 @@ def all_scan(
 
 
 def columns(monoid: Monoid, state: State, lead: int) -> int:
-    """How many parts of the state there are that do not see each other, along the axis that `all_scan` splits."""
+    """The length of the axis that `all_scan` cuts into pieces: how many independent parts the state has there."""
     return jax.tree.leaves(state)[0].shape[-1 if monoid.columns else lead - 1]
 
 
 def _splitter(monoid: Monoid, state: State, lead: int) -> tuple[Callable, Callable]:
-    """`take(summary, state, first, width)` and `put(state, part, first)`: along value columns, or else along the last
-    leading axis, heads, or sequences where there are none."""
+    """`take(summary, state, first, width)` and `put(state, part, first)` of a piece. The axis is that of value columns;
+    where columns depend on each other it is the last leading one: heads, or sequences if there are no heads."""
     axes = jax.tree.map(lambda x: x.ndim - 1 if monoid.columns else lead - 1, state)
     cut = lambda x, axis, first, width: lax.dynamic_slice_in_dim(x, first, width, axis)  # noqa: E731
 

@@ -1,22 +1,21 @@
-"""Sequence parallelism of any recurrence: one sequence, its time split over a mesh axis, one collective each way.
+"""Sequence parallelism of any recurrence: time is split over a mesh axis, with one collective forward and one backward.
 
-Forward, on every device:
+Every device has a shard of contiguous tokens. Its forward pass has three steps:
 
-    summary      what the shard's tokens do to a state: the chunk form from the zero state (a dense transition is read
-                 off the identity, carried along as K more value columns), plus the sums of its decays
-    exchange     `prefix`: the state S_p that enters the shard, and the last one
-    outputs      the chunk form from S_p
+    summary      what the shard's tokens do to any state. The chunk form from the zero state gives the part that they
+                 add; sums of log-decays, or K columns that start as the identity, give the transition.
+    exchange     `prefix` combines the summaries of earlier shards into the state that enters this one.
+    outputs      The chunk form runs again from that state.
 
-Backward, with L_p the loss's gradient in S_p. The gradient W_p that the shard's own outputs send to S_p needs nobody
-else; with the summary it makes the map L_{p+1} -> L_p = T_p^T L_{p+1} + W_p, and these form a monoid too, in which the
-later shard comes first: the same exchange from right to left. Then the chunk form's own backward pass runs with L_{p+1}
-behind the shard. Summaries whose action is not affine are pulled back through `apply` at the state that entered.
+The backward pass has the same steps from right to left, for the gradient of the loss with respect to the state. A shard
+maps the gradient L after it to T^T L + W before it, where T is its transition, and W comes from its own outputs. These
+maps are a monoid as well. After the exchange, the chunk form's own backward pass runs with the gradient that enters
+from the right. Summaries that are not affine pull gradients back through `apply` at the state that entered.
+Derivation: docs/design/derivations/exchange.md.
 
-What the shard's tokens say without the state (scores, intra-chunk outputs) needs no one, and the compiler puts it
-between the start of the collective and its end. Both runs share one `prepare` where `forms.chunk_factors` has all
-chunks' factors apart (not on a CPU that goes through a shard in blocks, nor where ways to prepare differ in kind): a
-decision by the gates cannot be cut through, so it falls before the summary, and the intra-chunk outputs fill the time.
-A dense transition has other factors for its summary, as the identity's columns are part of them.
+What the tokens give without the state does not wait for the exchange, and the compiler moves it in between. Both runs
+share their factors where `forms.chunk_factors` gives any, which a single group of chunks does. With a dense transition
+the runs have different factors, because the columns of the identity are among those of the summary.
 
 Source: LASP-2, Sun et al. 2025, arXiv:2502.07563, algorithms 1-4, for every monoid in place of their sum.
 """
@@ -44,7 +43,7 @@ from .varying import vary, varying
 
 
 def on_shard(how: How, xs: dict, segment_ids, state: State | None, first_head: jax.Array | int = 0):
-    """`(o, final state)` of this device's shard, inside `jax.shard_map`: what `axis_name=` of a recurrence means."""
+    """`(o, final state)` of a call with `axis_name=`, whose arrays are one shard, inside `jax.shard_map`."""
     operator, name = how.operator, how.axis_name
     if how.strategy is not None:
         checks.one_of(operator.name, "strategy", how.strategy, tuple(prefix.STRATEGIES))
@@ -87,7 +86,7 @@ def on_shard(how: How, xs: dict, segment_ids, state: State | None, first_head: j
 
 
 def _reading(recurrence: Recurrence, scale, fields: Inputs, state: State) -> jax.Array:
-    """`[B, T, HV, V]`: every token reads one state."""
+    """The outputs `[B, T, HV, V]` of tokens that all read the same state."""
     layout, dtype = Layout.of(recurrence, fields), fields[recurrence.output_field].dtype
     xs = layout.computed(fields, scale)
     read = layout.over_heads(lambda x, state: recurrence.output(x, state, state), "xs")
@@ -103,7 +102,8 @@ def _reading(recurrence: Recurrence, scale, fields: Inputs, state: State) -> jax
 def _documents(operator: Operator, name: str, segment_ids, state, xs: dict):
     """Where documents start in this shard, `[B, T]` or None, and how many tokens of its document precede it, `[B]`.
 
-    The first token's document is its left neighbour's, or not: one gather of four numbers per shard says it.
+    Whether a document starts with the shard depends on the last token of the shard before. Every shard gathers four
+    numbers from each of the others.
     """
     batch, length = xs[next(iter(operator.arguments))].shape[:2]
     index = lax.axis_index(name)
@@ -126,9 +126,10 @@ def _documents(operator: Operator, name: str, segment_ids, state, xs: dict):
 
 
 def _spoilt(name: str, marks: quarantine.Marks, reset) -> tuple[jax.Array, jax.Array]:
-    """Which of this shard's tokens what is not finite reaches, and whether the sequence's last one.
+    """Which tokens of this shard are reached by something that is not finite, and whether the final state is.
 
-    A shard whose tokens all belong to the document that enters it hands on what enters: two bits a shard and head.
+    A shard spoils the next one by tokens of its own last document. If no document starts in it, it also hands on what
+    enters it. So two bits are gathered from each shard and head.
     """
     own = quarantine.reached(marks.written, jnp.zeros_like(marks.entered), reset, causal=True)[1]
     through = ~jnp.any(reset, axis=1).reshape(-1, *(1,) * (own.ndim - 1)) & jnp.ones_like(own)
@@ -144,8 +145,11 @@ def _spoilt(name: str, marks: quarantine.Marks, reset) -> tuple[jax.Array, jax.A
 
 
 class _Exchange:
-    """One call on one shard. `run(fields, reset, state) -> (final state, o)` is the form that computes it; it takes
-    the `factors` of `prepare(fields, reset)`, where there are any."""
+    """One call on one shard, with its backward pass.
+
+    `run(fields, reset, state) -> (final state, o)` is the form that computes it. `prepare(fields, reset)` gives the
+    `factors` that `run` may be given, or None.
+    """
 
     def __init__(self, recurrence, run: Callable, prepare: Callable | None, name: str, strategy, link: cost.Link, axes):
         self.recurrence, self.run, self.prepare, self.name = recurrence, run, prepare, name
@@ -171,7 +175,7 @@ class _Exchange:
         return exchange(xs, reset, state)
 
     def _run_of(self, xs: Inputs, reset) -> Callable:
-        """`run`, which need not prepare these inputs' chunks anew."""
+        """`run` with the factors of these inputs, where there are any."""
         factors = self.prepare and self.prepare(xs, reset)
         return self.run if factors is None else functools.partial(self.run, factors=factors)
 
@@ -211,13 +215,14 @@ class _Exchange:
         monoid = mapped(self.recurrence.monoid, self.lead)
         if not isinstance(summary, Segmented):
             return monoid
-        # `all_scan` takes heads and columns from a state: one head's zero, and one column's, stand for all
+        # `all_scan` takes some heads and columns of a state, so one zero must stand for all heads and columns.
         one = (slice(0, 1),) * self.lead + ((..., slice(0, 1)) if monoid.columns else ())
         return segmented(monoid, jax.tree.map(lambda z: z[one], zero))
 
-    # Every device returns the final state. Where the compiler knows that they are the same, so are its cotangents;
-    # elsewhere (`check_vma=False`) each device has a share of it, and they are added. With the initial state it is the
-    # other way round: there the devices' gradients will be added, so the first one gives all of it.
+    # Every device returns the final state. If the compiler knows that it is the same everywhere, so is its gradient.
+    # If it does not know, under `check_vma=False`, each device has a share of the gradient, and the shares are added
+    # here. For the initial state it is the other way round: the caller will add the gradients of all devices, so the
+    # first device gives the whole gradient and the others give zeros.
 
     def _shared(self, x: jax.Array) -> bool:
         return bool(self.axes) and self.name not in varying(x)

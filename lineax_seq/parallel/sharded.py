@@ -1,4 +1,4 @@
-"""Sequence parallelism over global arrays: which part of each argument a device holds, by its dimensions' letters."""
+"""Sequence parallelism over global arrays. The letters of an argument's dimensions say how it is split over a mesh."""
 
 import functools
 import math
@@ -24,14 +24,14 @@ def sequence_parallel(
     batch_axes: str | Sequence[str] = (),
     head_axes: str | Sequence[str] = (),
 ) -> Callable:
-    """The recurrence over global arrays whose time is split over a mesh axis: the same call, the same results.
+    """A function that is called like the recurrence, on global arrays, and splits their time over a mesh axis.
 
     >>> run = sequence_parallel(ls.gated_delta_rule, mesh, "seq", batch_axes="data")  # doctest: +SKIP
     >>> o, final_state = run(q, k, v, g, beta)  # doctest: +SKIP
 
-    `o` [B, T, HV, ...] comes out split like the arguments, the final state whole along `axis`. Arguments may lie
-    anywhere; those that already lie as `batch_axes`, `axis` and `head_axes` say stay where they are. Differentiable,
-    and callable under `jax.jit`.
+    Its results are those of the recurrence. `o` [B, T, HV, ...] is split like the arguments, and every device of `axis`
+    has the whole final state. Arguments are moved to where they are needed; those that are already split as
+    `batch_axes`, `axis` and `head_axes` say are not. The function is differentiable, and works under `jax.jit`.
 
     Args:
         operator: an entry of `RECURRENCES`.
@@ -75,9 +75,9 @@ def sequence_parallel(
 
 
 def over_time(function: Callable, mesh: Mesh, axis: str = "seq") -> Callable:
-    """`function` of arrays [B, T, ...], which gives one too, run shard by shard: T is split over a mesh axis.
+    """`function`, which maps arrays [B, T, ...] to such an array, run shard by shard with T split over a mesh axis.
 
-    What it computes across shards it says itself, with `axis_name=axis`: `parallel.attention`, `parallel.left_halo`.
+    Inside, `parallel.attention`, `parallel.left_halo` and others reach across shards, with `axis_name=axis`.
     """
     time = P(None, axis)
     return jax.shard_map(function, mesh=mesh, in_specs=time, out_specs=time, check_vma=False)

@@ -1,7 +1,7 @@
-"""The summary of a shard for any recurrence, and the maps of cotangents that the backward pass composes.
+"""The summary of a shard for any recurrence, and the monoid of the maps that the backward pass combines.
 
-Leaves are `[B, HV, ...]` (`[B, ...]` where there are no heads): `lead` leading axes, over which the one-head functions
-of a monoid are mapped.
+Leaves are `[B, HV, ...]`, or `[B, ...]` where there are no heads. The functions of a monoid are of one head, and are
+mapped over these `lead` leading axes.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from .varying import vary, varying
 
 
 def zero_state(recurrence: Recurrence, xs: Inputs) -> State:
-    """`[B, HV, ...]`, from shapes alone: the same on every device, and known to be."""
+    """The zero state `[B, HV, ...]`, made of shapes alone, so that its type says it is the same everywhere."""
     tokens = {name: (xs[name].shape[0], 1, *xs[name].shape[2:]) for name in recurrence.fields}
     shapes = {name: tokens.get(name, x.shape) for name, x in xs.items()}
     one = {name: jnp.zeros(shape, xs[name].dtype) for name, shape in shapes.items()}
@@ -30,7 +30,8 @@ def zero_state(recurrence: Recurrence, xs: Inputs) -> State:
 
 
 def shard_summary(recurrence: Recurrence, run: Callable, xs: Inputs, reset, zero: State, lead: int) -> Summary:
-    """Of all heads: leaves `[B, HV, ...]`. Of the shard's last document, where one starts inside it."""
+    """The summary of the shard, leaves `[B, HV, ...]`. Where documents start in the shard, that of its last document,
+    which says that it forgets what came before."""
     layout, monoid = Layout.of(recurrence, xs), recurrence.monoid
     wide, start = xs, zero
     if monoid.probe is not None:
@@ -59,7 +60,7 @@ def shard_summary(recurrence: Recurrence, run: Callable, xs: Inputs, reset, zero
 
 
 def _folded(monoid: Monoid, tokens: Summary, first: jax.Array) -> Summary:
-    """The summaries of tokens first..T-1 of one head combined, one after the other."""
+    """The summaries of the tokens `first` to T-1 of one head, combined one after the other."""
 
     def body(summary, token):
         t, one = token
@@ -72,14 +73,14 @@ def _folded(monoid: Monoid, tokens: Summary, first: jax.Array) -> Summary:
 
 
 def over(fn: Callable, lead: int, axes: Any = 0, last: Any = None) -> Callable:
-    """`fn` over `lead` leading axes; `last` are the axes of the outermost, where it differs."""
+    """`fn` mapped over `lead` leading axes. The outermost map takes `last` in place of `axes`, if given."""
     for _ in range(lead - 1):
         fn = jax.vmap(fn, axes)
     return jax.vmap(fn, axes if last is None else last)
 
 
 def mapped(monoid: Monoid, lead: int) -> Monoid:
-    """The monoid over batch and heads."""
+    """The monoid with its functions mapped over batch and heads."""
     columns = monoid.columns
     return Monoid(
         over(monoid.combine, lead),
@@ -94,7 +95,7 @@ def mapped(monoid: Monoid, lead: int) -> Monoid:
 
 
 class Adjoint(NamedTuple):
-    """`L -> (d apply / d state)^T L + tail`, from the end of a stretch to its start."""
+    """The map `L -> (d apply / d state)^T L + tail` of gradients, from the end of a stretch of tokens to its start."""
 
     summary: Summary
     entering: State
@@ -102,7 +103,7 @@ class Adjoint(NamedTuple):
 
 
 def adjoint_monoid(monoid: Monoid) -> Monoid:
-    """Of the maps of cotangents; `earlier` is what comes later in time."""
+    """The monoid of the maps of gradients. Its order is reversed: the stretch that is later in time comes first."""
     if monoid.adjoint is not None:
         return monoid
 

@@ -1,6 +1,8 @@
-"""What the compiler knows about where values differ, inside `jax.shard_map`; under `check_vma=False` nothing.
+"""Values that differ between devices, and those that are the same on all of them, inside `jax.shard_map`.
 
-A scan whose state starts the same everywhere and comes to differ has to be told so before it begins.
+The type of every value says over which mesh axes it may differ, unless `jax.shard_map` runs with `check_vma=False`. The
+carry of a scan must keep its type. So a state that starts the same on all devices and comes to differ in the scan has
+to get the type of a differing value before the scan begins; `vary` gives it that type.
 """
 
 import jax
@@ -8,12 +10,15 @@ from jax import lax
 
 
 def varying(tree) -> frozenset[str]:
-    """The mesh axes over which any of the leaves may differ."""
+    """The mesh axes over which some leaf may differ between devices."""
     return frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(tree)))
 
 
 def vary(tree, axes: frozenset[str]):
-    """The tree with every leaf free to differ over the axes: the gradient of what did not is their sum."""
+    """The same values, with types that let every leaf differ over the axes.
+
+    The gradient of a leaf that did not differ before is the sum of the devices' gradients.
+    """
     order = tuple(sorted(axes))
 
     def one(x):

@@ -407,10 +407,10 @@ class _lightnet(Operator):
     ) -> tuple[Float[Array, "B T HV V"], State]:
         """LightNet, additive: S_t = sum_{j<=t} exp(k_j - z_t) v_j^T,  z_t = log sum_{j<=t} exp k_j,  o_t = q_t S_t.
 
-        Every key channel holds a softmax over the tokens seen, of their values. k is raw: logits of any size, and
-        -1e30 masks its token. Nothing depends on the order of the past, so `causal=False` needs no second scan:
-        every token reads the softmax over its whole document. The state is the pair (z, S), z = -1e30 where nothing
-        was seen; two of them merge by `logaddexp`.
+        Every key channel holds a mean of the values seen, weighted by the softmax of the keys. k is raw: logits of
+        any size, and -1e30 masks its token. Nothing depends on the order of the past, so with `causal=False` every
+        token reads the softmax over its whole document, in one pass. The state is the pair (z, S), with z = -1e30
+        where nothing was seen.
 
         Source: Qin et al. 2024, arXiv:2405.21022, section 3 (additive linear recurrence).
         """
@@ -668,17 +668,10 @@ class _rwkv7(Operator):
     ) -> tuple[Float[Array, "B T HV V"], State]:
         """RWKV-7: S_t = diag(exp g_t) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T,  o_t = q_t S_t.
 
-        A transition that is diagonal plus low rank; a reads the state before it decays. RWKV-7 has a = -kappa and b
-        = kappa * eta, with |kappa| = 1 its removal key and eta in (0, 1) its rates; keeping the transition from
-        growing is the caller's. q is its receptance r, g the natural log of its decay w, <= 0. scale is 1 by
-        default.
-
-        Chunk form, with G the cumulated g, G' the one of the token before, and R_t = a_t^T S_{t-1} what a token
-        reads:
-
-        A_ab = (a_i · b_j) exp(G'_i - G_j) and A_ak likewise, j < i; A_qb = (q_i · b_j) exp(G_i - G_j) and A_qk, j <=
-        i X = (I - A_ab)^-1, W = X (A exp G'), R = W S_0 + X A_ak V O = (Q exp G) S_0 + A_qb R + A_qk V, S_C =
-        exp(G_C) S_0 + (B exp(G_C - G))^T R + (K exp(G_C - G))^T V
+        The transition is diagonal plus low rank, and a reads the state before it decays. In RWKV-7's terms a =
+        -kappa and b = kappa * eta, with |kappa| = 1 the removal key and eta in (0, 1) its rates; q is the receptance
+        r, and g <= 0 the natural log of the decay w. The caller must choose a and b so that the transition does not
+        grow. scale is 1 by default.
 
         Source: Peng et al. 2025 (RWKV-7), arXiv:2503.14456, the evolution of its weighted key value state.
         """
@@ -799,12 +792,12 @@ class _rg_lru(Operator):
     ) -> tuple[Float[Array, "B T D"], State]:
         """RG-LRU: h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t x_t),  log a_t = -8 r_t softplus(Lambda), elementwise.
 
-        r and i are the recurrence and input gates after their sigmoids; Lambda is the parameter of the decays,
-        shared by all tokens. The first token of a document has no past that its input must make room for: its
-        multiplier is 1. A call's first token is one unless `initial_state` is given; even zeros say that the
-        document began earlier.
+        r and i are the recurrence gate and the input gate after their sigmoids. Lambda is the parameter of the
+        decays, shared by all tokens. The first token of a document has no past that its input must make room for, so
+        its multiplier is 1 in place of the square root. The first token of a call is such a token unless
+        `initial_state` is given: any state, even zeros, says that the document began earlier.
 
-        The derivative of the square root is bounded by 1000, as it is infinite at a_t = 1.
+        The derivative of the square root is bounded by 1000, because it is infinite at a_t = 1.
 
         Source: De et al. 2024 (Griffin), arXiv:2402.19427, eq. 1-4 (our softplus(Lambda) is their -log a).
         """
@@ -891,15 +884,16 @@ class _log_linear_attention(Operator):
         """Log-linear attention: o_t = sum_l s_t^(l) q_t S_t^(l), with a state per level of a Fenwick partition of the
         past.
 
-        Token j is on level 0 of token t if it is t, otherwise on level bitlength(t xor j): the recent past in small
-        pieces, the distant one in large ones. Each level's state is S^(l) = sum_j exp(g_{j+1} + ... + g_t) k_j v_j^T
-        over its tokens, g the log-decay per head, <= 0, and `level_scales` s weighs the L levels. T tokens need L =
-        bitlength(T - 1) + 1; with fewer, all that is older is on the last level.
+        For token t, token t itself is on level 0, and an earlier token j on level bitlength(t xor j). So the recent
+        past lies in small pieces and the distant past in large ones. The state of a level is S^(l) = sum_j
+        exp(g_{j+1} + ... + g_t) k_j v_j^T over its tokens, with g <= 0 the log-decay of the head. `level_scales` s
+        weighs the L levels. T tokens fill bitlength(T - 1) + 1 levels; with fewer of them, the last level holds all
+        that is older.
 
-        The state is the pair (S [L-1 or 1], count). Between two tokens level 0 is empty, and level l holds the
-        2^(l-1) tokens that bit l-1 of the number of tokens seen stands for: one more token is a binary increment,
-        and what the carry passes is added up. `count` is that number modulo 2^(L-2), all the bits that the last
-        level leaves to say.
+        The state is the pair (S, count). S holds the levels above 0, or one where there are no others, because level
+        0 is empty between two tokens. Read the number of tokens seen in binary: level l holds 2^(l-1) tokens if bit
+        l-1 is 1, and none if it is 0. One more token adds 1, and the levels whose bits the carry clears are added up
+        into the next one. `count` is the number modulo 2^(L-2), the bits of all levels but the last.
 
         Source: Guo et al. 2025, arXiv:2506.04761, sections 2 and 3.
         """

@@ -1,7 +1,7 @@
 """Family: the delta rule. S_t = (I - k_t e_t^T) diag(exp g_t) S_{t-1} + k_t w_t^T,  o_t = q_t S_t.
 
 The state decays first, then what e reads of it is taken away, then w is written. With one rate per token e = beta k and
-w = beta v; with gates per channel e = b * k and w = w * v. The chunk form has A_ij = (e_i · k_j) exp(G_i - G_j), j < i:
+w = beta v; with gates per channel e = b * k and w = w * v. With A_ij = (e_i · k_j) exp(G_i - G_j) for j < i, a chunk is
 
     X = (I + A)^-1,  U = X V_w,  W = X (E exp G)      what the tokens would write, and what they read of S_0
     D = U - W S_0                                     the values that they do write

@@ -1,11 +1,11 @@
-"""Family: outputs divided by what the weights sum to, which the state carries along.
+"""Family: outputs that are divided by the sum of the weights, which is part of the state.
 
 NORMALISED   S_t = S_{t-1} + k_t v_t^T,  z_t = z_{t-1} + k_t,  o_t = q_t S_t / (q_t · z_t + eps)
 STABILISED   C_t = exp f_t C_{t-1} + exp i_t k_t v_t^T,  n_t likewise with k_t,  o_t = q_t C_t / max(|q_t · n_t|, 1)
 
-STABILISED keeps C and n divided by exp m_t, the largest weight so far. m depends on the state, which `prepare` does not
-know: it divides by the largest weight of the chunk's own tokens, and `readout` and `advance` bring both to the larger
-one. All exponents are differences to a maximum, never positive.
+The state of STABILISED is C and n divided by exp m_t, with m_t the largest log-weight so far. That depends on the
+state, which `prepare` does not know; it divides by the largest weight of the chunk's own tokens. `advance` and
+`readout` then divide both by the larger of the two. All exponents are differences to a maximum, so never positive.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from . import _decay, _scalar
 from ._decay import EMPTY
 from ._products import inner, outer, product
 
-EPS = 1e-12  # keeps 0 / 0 away; features are about 1
+EPS = 1e-12  # prevents 0 / 0, and is nothing beside features of about 1
 
 
 # ---- NORMALISED
@@ -33,7 +33,7 @@ class Sums(NamedTuple):
     reads: jax.Array  # [C, K] queries of the tokens that the entering state reaches
     intra: jax.Array  # [C, V] numerators of the chunk's own tokens
     weight: jax.Array  # [C] their denominators
-    through: jax.Array  # () 1, or 0 when a document starts
+    through: jax.Array  # () 1, or 0 where a document starts in the chunk
     values: jax.Array  # [K, V] what the tokens add to S
     keys: jax.Array  # [K] and to z
 
@@ -89,7 +89,7 @@ NORMALISED = Recurrence(
 
 
 class Weighted(NamedTuple):
-    """The summary: sums of weights exp(log_size), and the log-decay of what came before."""
+    """The summary of STABILISED: weighted sums over the tokens, and the log-decay of what came before them."""
 
     log_decay: jax.Array  # ()
     log_size: jax.Array  # () the largest log-weight; `values` and `keys` are divided by its exponential
@@ -110,7 +110,8 @@ class Stabilised(NamedTuple):
 
 
 def _add_weighted(summary: Weighted | Stabilised, state):
-    """The true state is C exp m and n exp m. m only keeps the numbers in range, so it is a constant to the gradient."""
+    """The state with a summary added. Its true value is C exp m and n exp m; m only keeps numbers in range, and is a
+    constant to the gradient."""
     C, n, m = state
     largest = lax.stop_gradient(jnp.maximum(summary.log_decay + m, summary.log_size))
     old, new = jnp.exp(summary.log_decay + m - largest), jnp.exp(summary.log_size - largest)

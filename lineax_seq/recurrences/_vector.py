@@ -1,9 +1,10 @@
 """Family: elementwise recurrences. h_t = exp(g_t) h_{t-1} + x_t for vectors [D], or for each channel's states [D, N].
 
-There is no matrix product to gain: the token scan reads and writes everything once, and what its backward pass keeps is
-as large as an input. On a CPU nothing is faster (T=2048 D=512 float32, two cores of a Zen 5, forward and
-forward+backward: scan 0.5 and 1.4 ms, chunk by chunk 1.0 and 3.3 ms, `lax.associative_scan` 1.1 and 2.8 ms), so
-VECTOR_DECAY's chunk form is that scan there. Accelerators pay for every turn of a loop and scan the chunks in parallel.
+Chunks bring no matrix product here. The token scan reads and writes everything once, and its backward pass keeps no
+more than an input's size. On a CPU nothing is faster (T=2048 D=512 float32, two cores of a Zen 5, forward and
+forward+backward: scan 0.5 and 1.4 ms, chunk by chunk 1.0 and 3.3 ms, `lax.associative_scan` 1.1 and 2.8 ms), so there
+VECTOR_DECAY takes the scan for its chunk form. Accelerators pay for every turn of a loop, and compute chunks in
+parallel.
 """
 
 from typing import NamedTuple
@@ -18,8 +19,8 @@ from ..core.typing import Inputs
 
 
 class Factors(NamedTuple):
-    decay: jax.Array  # [C, D] what is left of the entering state
-    own: jax.Array  # [C, D] what the chunk's tokens made of the zero state
+    decay: jax.Array  # [C, D] what each token finds left of the entering state
+    own: jax.Array  # [C, D] the states that the chunk's tokens make of the zero state
 
 
 def _prepare(x: Inputs, keep: jax.Array | None) -> Factors:
@@ -46,12 +47,12 @@ VECTOR_DECAY = Recurrence(
 
 
 def _prepare_selective(x: Inputs, keep: jax.Array | None):
-    """The chunk as it is: its states [C, D, N] exist only while `advance` is at it."""
+    """The inputs themselves. States of all tokens, [C, D, N], exist in `advance` alone, for one chunk at a time."""
     return x, None if keep is None else keep.astype(x["u"].dtype)
 
 
 def _advance_selective(factors, state: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The token loop on states [N, D]: D is the long axis, and vector units work along the last one."""
+    """A loop over tokens, on states [N, D]: vector units work along the last axis, and D is the longer one."""
     x, keep = factors
     A = x["A"].T
 

@@ -1,9 +1,8 @@
 """LightNet, additive: S_t = sum_{j<=t} exp(k_j - z_t) v_j^T,  z_t = log sum_{j<=t} exp k_j,  o_t = q_t S_t.
 
-Every key channel holds a softmax over the tokens seen, of their values. k is raw: logits of any size, and -1e30 masks
-its token. Nothing depends on the order of the past, so `causal=False` needs no second scan: every token reads the
-softmax over its whole document. The state is the pair (z, S), z = -1e30 where nothing was seen; two of them merge by
-`logaddexp`.
+Every key channel holds a mean of the values seen, weighted by the softmax of the keys. k is raw: logits of any size,
+and -1e30 masks its token. Nothing depends on the order of the past, so with `causal=False` every token reads the
+softmax over its whole document, in one pass. The state is the pair (z, S), with z = -1e30 where nothing was seen.
 
 Source: Qin et al. 2024, arXiv:2405.21022, section 3 (additive linear recurrence).
 """
@@ -25,23 +24,24 @@ from ._bidirectional import undecayed
 from ._decay import EMPTY
 from ._products import inner, outer, product
 
-# Where all keys of a chunk are this near to its first one, per channel, one matrix product gives the scores: their
-# exponentials, and the inverse squares of those in the gradient, are float32s. Logits of a trained model are. Others go
-# token by token, which is a tenth as fast and as exact.
+# Where all keys of a chunk are this near to its first one, in every channel, one matrix product gives the scores: the
+# exponentials of the differences, and their inverse squares in the gradient, are float32 numbers. Keys of a trained
+# model are so near. Others go token by token, which is as exact and takes ten times as long.
+# Derivation: docs/design/derivations/lightnet.md.
 MILD_KEYS = 30.0
 
 
 class Factors(NamedTuple):
-    """Factors relative to the chunk's first key."""
+    """What a chunk gives without the state, relative to its first key."""
 
     q: jax.Array  # [C, K]
     v: jax.Array  # [C, V]
     keys: jax.Array  # [C, K] exp(k - first)
-    sums: jax.Array  # [C, K] of these, over the document's tokens up to this one
+    sums: jax.Array  # [C, K] of `keys`, over the tokens of the document in this chunk up to each one
     first: jax.Array  # [K]
-    same: jax.Array | None  # [C, C] 1 within a document
-    entry: jax.Array | None  # [C, 1] 1 where the token belongs to the document of the entering state
-    through: jax.Array | None  # (1,) log: 0, or EMPTY when a document starts
+    same: jax.Array | None  # [C, C] 1 where both tokens belong to one document, else 0
+    entry: jax.Array | None  # [C, 1] 1 where the token belongs to the document of the entering state, else 0
+    through: jax.Array | None  # (1,) 0, or EMPTY where a document starts in the chunk: added to the entering z
     exit: tuple[jax.Array, jax.Array]  # (z, S) of the chunk's own tokens
 
 
@@ -57,7 +57,7 @@ def _nothing(state):
 
 
 def _present(k: jax.Array) -> jax.Array:
-    """1, or 0 where the key masks its token."""
+    """1, or 0 where a key masks its token."""
     return (k > EMPTY / 2).astype(k.dtype)
 
 
@@ -66,7 +66,7 @@ def _element(x: Inputs):
 
 
 def _masks(docs: _decay.Documents | None, dtype):
-    """same, entry and through of the factors: floats, so that the backward pass can pull back through them."""
+    """The masks `same`, `entry` and `through` as floats, because all factors must be differentiable."""
     if docs is None:
         return None, None, None
     through = jnp.where(docs.through, 0, EMPTY).astype(dtype)[None]
@@ -86,7 +86,10 @@ def _prepare(x: Inputs, keep: jax.Array | None) -> Factors:
 
 
 def _mild(x: Inputs) -> jax.Array:
-    """NaN counts as mild: a broken token must not change how others are rounded."""
+    """Whether all keys of a group's chunks are near to the first of their chunk, or mask their token.
+
+    NaN counts as near, so that a token that is not finite does not change how others are rounded.
+    """
     far = jnp.abs(x["k"] - x["k"][:, :, :1]) > MILD_KEYS
     return ~jnp.any(far & (x["k"] > EMPTY / 2))
 
@@ -127,7 +130,7 @@ RUNNING_SOFTMAX = Recurrence(
 
 
 def _document_totals(k: jax.Array, reset: jax.Array | None) -> jax.Array:
-    """`[B, T, H, K]`, or `[B, 1, H, K]` for one document: the log of the sum of exp k over each token's document."""
+    """The log of the sum of exp k over each token's document: `[B, T, H, K]`, or `[B, 1, H, K]` for one document."""
     if reset is None:
         return jax.nn.logsumexp(k, axis=1, keepdims=True)
     segments = jnp.cumsum(reset, axis=1)
@@ -140,7 +143,7 @@ def _document_totals(k: jax.Array, reset: jax.Array | None) -> jax.Array:
 
 
 def _bidirectional(target, scale, chunk_size, xs: Inputs, reset, state, blocks):
-    """Linear attention over the document with keys that a softmax over its tokens has normalised."""
+    """Linear attention over the whole document, with the softmax of the keys in place of keys."""
     v, (before, mean) = xs["v"], state
     repeat = lambda x: jnp.repeat(x.astype(compute_dtype(xs)), v.shape[2] // x.shape[2], axis=2)  # noqa: E731
     q, k = repeat(xs["q"]), repeat(xs["k"])

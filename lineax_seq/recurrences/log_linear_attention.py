@@ -1,13 +1,14 @@
 """Log-linear attention: o_t = sum_l s_t^(l) q_t S_t^(l), with a state per level of a Fenwick partition of the past.
 
-Token j is on level 0 of token t if it is t, otherwise on level bitlength(t xor j): the recent past in small pieces, the
-distant one in large ones. Each level's state is S^(l) = sum_j exp(g_{j+1} + ... + g_t) k_j v_j^T over its tokens, g the
-log-decay per head, <= 0, and `level_scales` s weighs the L levels. T tokens need L = bitlength(T - 1) + 1; with fewer,
-all that is older is on the last level.
+For token t, token t itself is on level 0, and an earlier token j on level bitlength(t xor j). So the recent past lies
+in small pieces and the distant past in large ones. The state of a level is S^(l) = sum_j exp(g_{j+1} + ... + g_t) k_j
+v_j^T over its tokens, with g <= 0 the log-decay of the head. `level_scales` s weighs the L levels. T tokens fill
+bitlength(T - 1) + 1 levels; with fewer of them, the last level holds all that is older.
 
-The state is the pair (S [L-1 or 1], count). Between two tokens level 0 is empty, and level l holds the 2^(l-1) tokens
-that bit l-1 of the number of tokens seen stands for: one more token is a binary increment, and what the carry passes is
-added up. `count` is that number modulo 2^(L-2), all the bits that the last level leaves to say.
+The state is the pair (S, count). S holds the levels above 0, or one where there are no others, because level 0 is empty
+between two tokens. Read the number of tokens seen in binary: level l holds 2^(l-1) tokens if bit l-1 is 1, and none if
+it is 0. One more token adds 1, and the levels whose bits the carry clears are added up into the next one. `count` is
+the number modulo 2^(L-2), the bits of all levels but the last.
 
 Source: Guo et al. 2025, arXiv:2506.04761, sections 2 and 3.
 """
@@ -28,12 +29,12 @@ from ._products import inner, outer
 
 
 class Stretch(NamedTuple):
-    """The summary of the tokens at positions first..end-1 of their document."""
+    """The summary of the tokens at the positions from `first` to `end` - 1 of their document."""
 
     first: jax.Array  # ()
-    end: jax.Array  # () equal to first: no tokens
-    log_decay: jax.Array  # ()
-    states: jax.Array  # [L-1, K, V] what the tokens add, on the levels as `end` sees them
+    end: jax.Array  # (); equal to `first` where there are no tokens
+    log_decay: jax.Array  # () the sum of the tokens' log-decays
+    states: jax.Array  # [L-1, K, V] what the tokens add, on the levels that they have for position `end`
 
 
 def _bit_length(n: jax.Array) -> jax.Array:
@@ -42,20 +43,21 @@ def _bit_length(n: jax.Array) -> jax.Array:
 
 
 def _differing(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The level on which positions a and b part."""
+    """The level that position a has for position b: the highest bit in which they differ, counted from 1."""
     return _bit_length(a.astype(jnp.int32) ^ b.astype(jnp.int32))
 
 
 def _occupied(position: jax.Array, levels: int) -> jax.Array:
-    """`[levels]`: which states hold tokens before `position`: its bits, and the last one may. No form reads others."""
+    """bool `[levels]`: which levels may hold tokens at `position`: those of its bits, and the last one. Others are
+    never read, so that they need not be zero."""
     index = jnp.arange(levels)
     return (index == levels - 1) | (position.astype(jnp.int32) >> index & 1 == 1)
 
 
 def _carry(levels: int, first: jax.Array, end: jax.Array, dtype) -> jax.Array:
-    """`[levels, levels]`: the states as position `end` sees them from those as `first` does.
+    """The matrix `[levels, levels]` that takes the states from position `first` to position `end`.
 
-    The lower ones join the one that the positions part on; `end = first` changes nothing.
+    Levels below the one on which the positions differ are added to it. For `end = first` it is the identity.
     """
     index = jnp.arange(levels)
     target = jnp.minimum(_differing(first, end) - 1, levels - 1)
@@ -69,7 +71,7 @@ def _carried(states: jax.Array, first: jax.Array, end: jax.Array) -> jax.Array:
 
 
 def _wrapped(end: jax.Array, states: int) -> jax.Array:
-    """The count that tells the levels of `end` apart."""
+    """`end` modulo 2^(states - 1), as the state's count holds it."""
     return jnp.mod(end, 1 << (states - 1))
 
 
@@ -78,7 +80,7 @@ def _total(tokens: Stretch, state, start: jax.Array) -> Stretch:
 
 
 def _states(x: Inputs) -> int:
-    """How many levels the state has: level 0 is the token itself, unless there is no other."""
+    """How many levels the state has: all but level 0, which is the token itself; one where there is no other."""
     return max(x["level_scales"].shape[-1] - 1, 1)
 
 
@@ -127,41 +129,43 @@ def _init_state(x: Inputs):
 
 
 class Factors(NamedTuple):
-    """`S`: the states that can be occupied, the last ones: all, or those above an aligned chunk's own levels."""
+    """What a chunk gives without the state. S counts the states that may hold tokens: all of them, or the last ones,
+    those above the levels within an aligned chunk. Derivation: docs/design/derivations/log_linear.md."""
 
     reads: jax.Array  # [C, K] queries, decayed from the chunk's entry
     weights: jax.Array  # [C, S] scales of the entering states
-    intra: jax.Array  # [C, V] outputs of the chunk's own tokens
-    carry: jax.Array  # [S, S] what becomes of the entering states, decayed
-    added: jax.Array  # [S, K, V] what the chunk's tokens add to them; [K, V] when `place` says to which
-    place: jax.Array | None  # [S]
-    old_count: jax.Array  # () the count that leaves is old_count · count + new_count
-    new_count: jax.Array
+    intra: jax.Array  # [C, V] what the outputs get of the chunk's own tokens
+    carry: jax.Array  # [S, S] the entering states' way to the chunk's exit, with decay
+    added: jax.Array  # [S, K, V] what the chunk's tokens add; [K, V] where `place` says on which level
+    place: jax.Array | None  # [S] 1 at that level, else 0
+    old_count: jax.Array  # () the count that leaves is old_count · (the count that enters) + new_count
+    new_count: jax.Array  # ()
 
 
 def _own_scales(level: jax.Array, scales: jax.Array, known: int) -> jax.Array:
-    """`[C, C]`: the scale of each pair's level, for levels up to `known`; zero above."""
+    """`[C, C]`: the scale of the level that a pair of tokens is on, for levels up to `known`; zero for higher ones."""
     zero = jnp.zeros(level.shape, scales.dtype)
     return sum((jnp.where(level == n, scales[:, n : n + 1], 0) for n in range(known + 1)), zero)
 
 
 def _scale_at(level: jax.Array, scales: jax.Array) -> jax.Array:
-    """`[C]`: each token's scale `[C, L]` of a level, one for all or one per token."""
+    """`[C]`: of each token's scales `[C, L]` that of a level, which is one number or one for each token."""
     levels = scales.shape[-1]
     return (scales * (jnp.minimum(level, levels - 1)[..., None] == jnp.arange(levels))).sum(-1)
 
 
 def _prepare(x: Inputs, keep: jax.Array | None) -> Factors:
-    """Chunks that begin anywhere."""
+    """Factors of a chunk that begins at any position."""
     d, docs = _decay.per_head(x["g"]), _decay.documents(keep)
     position, scales, states, size = x["position"], x["level_scales"], _states(x), x["position"].shape[0]
     first, known = position[0], min(size.bit_length() - 1, scales.shape[-1] - 1)
     level = jnp.minimum(_differing(position[:, None], position[None, :]), scales.shape[-1] - 1)
-    # A chunk crosses one multiple of its size at most: pairs on either side of it share one level.
+    # A chunk crosses at most one multiple of its size. All pairs of tokens on its two sides are on one level.
     crossing = _scale_at(_differing(first, first + (size - 1)), scales)[:, None]
     own = _own_scales(level, scales, known) + jnp.where(level > known, crossing, 0)
     scores = inner(x["q"], x["k"]) * d.pairs(docs) * own
-    # An entering state is on its level, or on the one that this token and the chunk's first part on.
+    # For a token, an entering state is on its own level or, if that is lower, on the one where the token's position and
+    # the chunk's first position differ.
     parting = _differing(first, position)
     weights = jnp.where(jnp.arange(1, states + 1) >= parting[:, None], _scales(x), _scale_at(parting, scales)[:, None])
     weights = weights * _occupied(first, states)
@@ -179,7 +183,8 @@ def _prepare(x: Inputs, keep: jax.Array | None) -> Factors:
 
 
 def _prepare_aligned(x: Inputs, keep: jax.Array | None) -> Factors:
-    """Whole chunks of one document that begin at a multiple of their size: their own levels are empty in between."""
+    """Factors of a chunk that begins at a multiple of its size, whole and of one document. Between such chunks the
+    levels within a chunk are empty."""
     enters = jnp.ones((), x["k"].dtype) if keep is None else keep[0].astype(x["k"].dtype)
     d = _decay.per_head(x["g"])
     scales, size = x["level_scales"], x["position"].shape[0]
@@ -189,7 +194,7 @@ def _prepare_aligned(x: Inputs, keep: jax.Array | None) -> Factors:
     scores = inner(x["q"], x["k"]) * d.pairs(None) * _own_scales(level, scales, known)
     above = _states(x) - min(size.bit_length() - 1, _states(x) - 1)
     first, through = x["position"][0], enters * d.since_entry[-1]
-    # counted in chunks, the levels above are those of a recurrence over chunks
+    # The higher levels are those of a recurrence whose tokens are chunks, so positions are counted in chunks.
     start = jnp.floor(first / size)
     end = jnp.where(first < 0, start, start + 1)
     carry = _carry(above, start, end, through.dtype) * through

@@ -1,10 +1,11 @@
 """RG-LRU: h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t x_t),  log a_t = -8 r_t softplus(Lambda), elementwise.
 
-r and i are the recurrence and input gates after their sigmoids; Lambda is the parameter of the decays, shared by all
-tokens. The first token of a document has no past that its input must make room for: its multiplier is 1. A call's first
-token is one unless `initial_state` is given; even zeros say that the document began earlier.
+r and i are the recurrence gate and the input gate after their sigmoids. Lambda is the parameter of the decays, shared
+by all tokens. The first token of a document has no past that its input must make room for, so its multiplier is 1 in
+place of the square root. The first token of a call is such a token unless `initial_state` is given: any state, even
+zeros, says that the document began earlier.
 
-The derivative of the square root is bounded by 1000, as it is infinite at a_t = 1.
+The derivative of the square root is bounded by 1000, because it is infinite at a_t = 1.
 
 Source: De et al. 2024 (Griffin), arXiv:2402.19427, eq. 1-4 (our softplus(Lambda) is their -log a).
 """
@@ -61,6 +62,6 @@ rg_lru = Operator(
     lower=_lower,
     finish=lambda o, xs: o.astype(xs["x"].dtype),
     scaled=False,
-    seen=lambda state: 0 if state is None else 1,  # how many tokens a state has seen it does not say: some
+    seen=lambda state: 0 if state is None else 1,  # only whether a token is its document's first matters here
     state="[B, D]",
 )

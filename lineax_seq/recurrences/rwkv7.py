@@ -1,14 +1,8 @@
 """RWKV-7: S_t = diag(exp g_t) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T,  o_t = q_t S_t.
 
-A transition that is diagonal plus low rank; a reads the state before it decays. RWKV-7 has a = -kappa and
-b = kappa * eta, with |kappa| = 1 its removal key and eta in (0, 1) its rates; keeping the transition from growing is
-the caller's. q is its receptance r, g the natural log of its decay w, <= 0. scale is 1 by default.
-
-Chunk form, with G the cumulated g, G' the one of the token before, and R_t = a_t^T S_{t-1} what a token reads:
-
-    A_ab = (a_i · b_j) exp(G'_i - G_j) and A_ak likewise, j < i;  A_qb = (q_i · b_j) exp(G_i - G_j) and A_qk, j <= i
-    X = (I - A_ab)^-1,  W = X (A exp G'),  R = W S_0 + X A_ak V
-    O = (Q exp G) S_0 + A_qb R + A_qk V,   S_C = exp(G_C) S_0 + (B exp(G_C - G))^T R + (K exp(G_C - G))^T V
+The transition is diagonal plus low rank, and a reads the state before it decays. In RWKV-7's terms a = -kappa and
+b = kappa * eta, with |kappa| = 1 the removal key and eta in (0, 1) its rates; q is the receptance r, and g <= 0 the
+natural log of the decay w. The caller must choose a and b so that the transition does not grow. scale is 1 by default.
 
 Source: Peng et al. 2025 (RWKV-7), arXiv:2503.14456, the evolution of its weighted key value state.
 """
@@ -29,9 +23,11 @@ from ._triangular import unit_lower_solve
 
 
 class Factors(NamedTuple):
-    reads: jax.Array  # [2C, K] of the entering state: W, and the queries, decayed from the chunk's entry
+    """What a chunk gives without the state; docs/design/derivations/delta_family.md derives it and names W, X, A."""
+
+    reads: jax.Array  # [2C, K] what reads the entering state: W, then the queries, decayed from the chunk's entry
     own_reads: jax.Array  # X A_ak V [C, V] what a reads of the chunk's values
-    decay: jax.Array  # [K, 1] what is left of the entering state
+    decay: jax.Array  # [K, 1] what the chunk leaves of the entering state
     writes: jax.Array  # [K, 2C] keys and b, decayed until the chunk's exit
     v: jax.Array  # [C, V]
     scores: jax.Array  # [C, 2C] of queries on keys and on b
@@ -80,7 +76,7 @@ def _retreat(ready, d_state: jax.Array, d_seen: tuple[jax.Array, jax.Array]):
     decay, reads, writes = ready
     d_written, d_queried = d_seen
     d_written += product(writes, d_state)
-    d_rows = jnp.concatenate([jnp.split(d_written, 2)[1], d_queried])  # of what all rows read of the state
+    d_rows = jnp.concatenate([jnp.split(d_written, 2)[1], d_queried])  # of what `reads` found in the state
     return decay * d_state + product(reads, d_rows), (d_written, d_rows)
 
 
@@ -115,7 +111,7 @@ DIAGONAL_PLUS_LOW_RANK = Recurrence(
 
 
 def _removal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Vectors shorter than one, as kappa * eta."""
+    """Vectors shorter than 1, as kappa * eta is."""
     directions, rates = jax.random.split(key)
     return unit(directions, shape) * rate(rates, shape)
 
