@@ -75,7 +75,8 @@ def plan(
     heads = xs[recurrence.output_field].shape[2] if recurrence.has_heads else 1
     sequences = heads * (layout.batch if isinstance(layout.batch, int) else 1)
     chunks = -(-layout.length // chunk_size)
-    at_once = target.groups.chunks_at_once(sequences, chunk_size, recurrence.states(xs), forward_alone)
+    width = xs[recurrence.output_field].shape[-1] if recurrence.has_heads else None
+    at_once = target.groups.chunks_at_once(sequences, chunk_size, width, recurrence.states(xs), forward_alone)
     groups = -(-chunks // at_once)
     walks_tokens = recurrence.form.walks_tokens and recurrence.special is None
     keeps = target.groups.keep_entries or walks_tokens

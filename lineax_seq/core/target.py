@@ -8,6 +8,8 @@ import dataclasses
 
 from pallas_kernels import Machine, machine_here
 
+WIDTH = 128  # channels of a value head that the numbers of tokens below are meant for
+
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
@@ -27,12 +29,16 @@ class Groups:
     forward_chunks: int | None = None
     keep_entries: bool = True
 
-    def chunks_at_once(self, sequences: int, chunk_size: int, states: int, forward_alone: bool) -> int:
+    def chunks_at_once(
+        self, sequences: int, chunk_size: int, width: int | None, states: int, forward_alone: bool
+    ) -> int:
         """How many chunks of each sequence a group holds, at least 1; `sequences` counts rows times heads.
 
-        A record whose state consists of several matrices gets fewer chunks where the states that enter them are kept.
+        Value heads of less than `WIDTH` channels get up to twice as many tokens, wider ones fewer. A record whose state
+        consists of several matrices gets fewer chunks where the states that enter them are kept.
         """
-        limits = [self.tokens // (sequences * chunk_size * max(1, states // 4 if self.keep_entries else 1))]
+        tokens = self.tokens * WIDTH // max(width or WIDTH, WIDTH // 2)
+        limits = [tokens // (sequences * chunk_size * max(1, states // 4 if self.keep_entries else 1))]
         if self.chunks is not None:
             limits.append(self.chunks)
         if forward_alone and self.forward_chunks is not None:

@@ -16,7 +16,7 @@ EMPTY = -1e30  # the log of nothing: finite, so that EMPTY - EMPTY is 0 and not 
 STAGE = 8  # tokens that the first stage of a cumulative sum adds up
 # Log-decays are split into multiples of these steps. 512 times the lowest decay is below 2^24 fine steps, which is what
 # float32 adds exactly.
-FINE_STEP, COARSE_STEP = 1 / 256, 4096.0
+STEPS = {"decay": (1 / 256,), "weight": (4096.0, 8.0, 1 / 256)}
 LOWEST = {"decay": -110.0, "weight": -1e8}  # exp(-110) is zero in float32
 
 
@@ -54,7 +54,7 @@ def bounded(g: jax.Array, of: str = "decay") -> jax.Array:
 def cumulated(g: jax.Array, of: str = "decay") -> Cumulated:
     """The cumulated log-decays of `g [C, ...]`, which is `bounded`."""
     rest, parts = g, []
-    for step in (COARSE_STEP, FINE_STEP) if of == "weight" else (FINE_STEP,):
+    for step in STEPS[of]:
         parts.append(lax.stop_gradient(jnp.round(rest / step) * step))
         rest -= parts[-1]
     sums = running_sum(jnp.stack([*parts, rest], axis=1))
