@@ -9,7 +9,6 @@ The TPU compiler runs on any machine; its schedule tells the cycles. On a machin
 
 import argparse
 import dataclasses
-import difflib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -125,8 +124,7 @@ def _sizes_of(options: argparse.Namespace) -> dict[str, int]:
     """The sizes of the recurrence, both checked."""
     names, sizes = _programs.operators(), parse_shape(options.shape)
     if options.recurrence not in names:
-        close = difflib.get_close_matches(options.recurrence, names, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = _targets.nearest(options.recurrence, names)
         raise ValueError(f"--recurrence: got {options.recurrence!r}{hint} wanted one of {', '.join(sorted(names))}")
     missing = _programs.letters(options.recurrence) - {"HV", "NH", *sizes}
     if missing:

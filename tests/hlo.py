@@ -6,6 +6,7 @@ from typing import NamedTuple
 KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 BYTES = {"f64": 8, "f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\((?:.*?channel_id=(\d+))?")
+_COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _ARRAY = re.compile(rf"({'|'.join(BYTES)})\[([\d,]*)\]")
 
 
@@ -15,12 +16,22 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """Those of a compiled program in its order; one that several fusions hold, told by its channel, is one."""
-    found, channels = [], set()
-    for shape, kind, started, channel in _COLLECTIVE.findall(text):
-        if channel and (kind, channel) in channels:
+    """Those of a compiled program in its order.
+
+    A TPU's asynchronous one stands in several fusions, told by its channel, and is one. Elsewhere every line is one of
+    its own: on a CPU all of them have the same channel.
+    """
+    found, channels, fused = [], set(), False
+    for line in text.splitlines():
+        if head := _COMPUTATION.match(line):
+            fused = "fus" in head.group(1)
+        if (match := _COLLECTIVE.search(line)) is None:
             continue
-        channels.add((kind, channel))
+        shape, kind, started, channel = match.groups()
+        if fused and channel:
+            if (kind, channel) in channels:
+                continue
+            channels.add((kind, channel))
         arrays = _ARRAY.findall(shape)
         if started:  # its shape is that of what goes in, then of what comes out
             arrays = arrays[-1:]

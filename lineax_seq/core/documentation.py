@@ -1,6 +1,7 @@
 """The signature and the docstring of an operator, which `help`, `inspect.signature` and notebooks show."""
 
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -71,6 +72,21 @@ def signature(operator: "Operator") -> inspect.Signature:
     for option, default in {**OPTIONS, **directions(operator)}.items():
         parameters.append(inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default))
     return inspect.Signature(parameters)
+
+
+def named_step(operator: "Operator", run: Callable) -> Callable:
+    """`run` as a function whose signature names the arguments of one token."""
+
+    def step(*args, **kwargs):
+        return run(*args, **kwargs)
+
+    call = signature(operator).parameters.values()
+    arguments = [p for p in call if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    for option in ("state", "scale", "implementation"):
+        arguments.append(inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=None))
+    step.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
+    step.__doc__ = type(operator).step.__doc__
+    return step
 
 
 def docstring(operator: "Operator") -> str:

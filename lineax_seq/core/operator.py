@@ -112,6 +112,8 @@ class Operator:
             # `pickle` writes an operator down by its name in a module; None makes `pickle` look for that module.
             ("__module__", None),
             ("_token_arguments", tokens),
+            # a function of its own for every operator, so that `help` and editors show its arguments
+            ("step", documentation.named_step(self, functools.partial(Operator.step, self))),
         ):
             object.__setattr__(self, name, value)
 

@@ -7,7 +7,6 @@ tensorboard/     the same metrics for TensorBoard
 """
 
 import dataclasses
-import difflib
 import importlib.metadata
 import json
 import os
@@ -19,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from ..core.checks import nearest
 
 Resume = Literal["auto", "must", "never"]
 
@@ -58,11 +59,9 @@ def from_json(cls: Any, values: Any, where: str = "config.json") -> Any:
     known = {f.name: f for f in dataclasses.fields(cls)}
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
             raise ValueError(
-                f"{where}: {cls.__name__} has no field {name!r}"
-                + (f"; did you mean {near[0]!r}?" if near else "")
-                + " It was written by another version: train anew, or use that version"
+                f"{where}: {cls.__name__} has no field {name!r}{nearest(name, known)}. It was written by another "
+                "version: train anew, or use that version"
             )
     return cls(**{name: _value(hints[name], v, f"{where}: {name}") for name, v in values.items()})
 

@@ -1,8 +1,9 @@
-"""mLSTM's quotient, for the recurrence and for its kernels."""
+"""What recurrences with exponential weights and their kernels share: the log of nothing, and mLSTM's quotient."""
 
 import jax
 import jax.numpy as jnp
 
+EMPTY = -1e30  # the log of nothing: finite, so that EMPTY - EMPTY is 0 and not NaN
 # exp(-m) below which a denominator counts as exp(-40), 1e-18 of the largest weight: its inverse square is a float32.
 LARGEST_LOG = 40.0
 

@@ -6,6 +6,7 @@ Clock and matrix-unit rate are tied: the rate in bfloat16 is what the compiler's
 
 import dataclasses
 import difflib
+from collections.abc import Iterable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,11 @@ def target(name: "str | Target") -> Target:
     if isinstance(name, Target):
         return name
     if name not in TARGETS:
-        close = difflib.get_close_matches(name, TARGETS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"target: got {name!r}{hint} wanted one of {list(TARGETS)}")
+        raise ValueError(f"target: got {name!r}{nearest(name, TARGETS)} wanted one of {list(TARGETS)}")
     return TARGETS[name]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for an unknown name, or nothing when none is near."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -10,10 +10,10 @@ from jax import lax
 
 from .._shared.kernel import Kernel
 from .._shared.machine import Machine
+from .._shared.quotient import EMPTY
 from ._matrix_state import chunk_form, refuses
 from .diagonal import DIAGONAL_DECAY
 
-EMPTY = -1e30  # log of nothing, and far from overflowing when added up
 PIECE = 64  # tokens that the scan walks through one by one, in all pieces at once
 
 

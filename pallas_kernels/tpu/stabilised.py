@@ -11,11 +11,9 @@ from jax import lax
 
 from .._shared.kernel import Kernel
 from .._shared.machine import Machine
-from .._shared.quotient import bounded_quotient
+from .._shared.quotient import EMPTY, bounded_quotient
 from ._matrix_state import WIDTHS, chunk_form, refuses
 from .scalar import SCALAR_DECAY
-
-EMPTY = -1e30  # log of nothing, and far from overflowing when added up
 
 
 def _run(

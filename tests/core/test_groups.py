@@ -35,17 +35,19 @@ def test_the_target_says_the_groups():
 
 
 @pytest.mark.parametrize(
-    ("groups", "forward_alone", "chunks"),
+    ("groups", "states", "forward_alone", "chunks"),
     [
-        (Groups(tokens=1024), False, 8),  # 8 chunks of 32 tokens of 4 sequences
-        (Groups(tokens=1), False, 1),  # never none
-        (Groups(tokens=1024, chunks=3), False, 3),
-        (Groups(tokens=1024, forward_chunks=8), True, 2),
-        (Groups(tokens=1024, forward_chunks=8), False, 8),
+        (Groups(tokens=1024), 1, False, 8),  # 8 chunks of 32 tokens of 4 sequences
+        (Groups(tokens=1), 1, False, 1),  # never none
+        (Groups(tokens=1024, chunks=3), 1, False, 3),
+        (Groups(tokens=1024, forward_chunks=8), 1, True, 2),
+        (Groups(tokens=1024, forward_chunks=8), 1, False, 8),
+        (Groups(tokens=1024), 8, False, 4),  # eight states of a head are kept
+        (Groups(tokens=1024, keep_entries=False), 8, False, 8),  # or not
     ],
 )
-def test_chunks_of_a_group(groups, forward_alone, chunks):
-    assert groups.chunks_at_once(4, 32, 1, forward_alone) == chunks
+def test_chunks_of_a_group(groups, states, forward_alone, chunks):
+    assert groups.chunks_at_once(4, 32, states, forward_alone) == chunks
 
 
 def test_the_parallel_chunks_of_accelerators(x64):

@@ -73,14 +73,15 @@ def test_a_shard_prepares_once():
     args = ls.gla.example(jax.random.key(0), **{**SIZES, "T": 4 * 64, "K": 8})
     call = ls.parallel.sequence_parallel(ls.gla, mesh_of(4), strategy="all_gather")
     with tracing_for(Machine("tpu", "TPU v5 lite")):  # which holds all chunks at once
-        program = jax.jit(lambda args: call(**args, implementation="xla")).lower(args).as_text()
-    assert program.count("stablehlo.case") == 1
+        program = jax.jit(lambda args: call(**args, implementation="xla")).lower(args).compile()
+    assert program.as_text().count(" conditional(") == 1
 
 
-def test_packed_documents_add_four_numbers_a_shard():
+def test_packed_documents_add_a_few_numbers_a_shard():
+    """Four say where documents start, and two bits a head what is not finite in them; beside the summaries each way."""
     found = collectives(compiled(ls.simple_gla, 8, 32, True, packed=True).as_text())
     found = sorted(size for kind, size in found if kind == "all-gather")
-    assert len(found) == 3 and found[0] == 8 * 4 * 4
+    assert len(found) == 4 and found[:2] == [8 * 2 * SIZES["HV"], 8 * 4 * 4]
 
 
 def test_memory_of_a_device_is_its_shard_s():

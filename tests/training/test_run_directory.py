@@ -85,7 +85,7 @@ def test_load_errors(tmp_path):
     with pytest.raises(ValueError, match="not a run's configuration"):
         load_run(tmp_path, Config)
     (tmp_path / "config.json").write_text('{"config": {"optimizer": {"learning_rat": 1}}, "resolved": {}}')
-    with pytest.raises(ValueError, match="no field 'learning_rat'; did you mean 'learning_rate'"):
+    with pytest.raises(ValueError, match="no field 'learning_rat' .did you mean 'learning_rate'"):
         load_run(tmp_path, Config)
 
 
