@@ -28,7 +28,7 @@ class Marks(NamedTuple):
 
 
 def cleaned(operator: "Operator", xs: dict, state: State | None, causal: bool) -> tuple[dict, State | None, Marks]:
-    """Arguments and state with zeros in place of what is not finite, and where that was."""
+    """The arguments and the state with zeros in place of what is not finite, and the marks of where that was."""
     batch, length = next(x.shape[:2] for name, x in xs.items() if operator.arguments[name].per_token)
     heads = [x.shape[a.letters.index("HV")] for n, x in xs.items() if "HV" in (a := operator.arguments[n]).letters]
     shape = (batch, length, *heads[:1])
@@ -49,7 +49,7 @@ def cleaned(operator: "Operator", xs: dict, state: State | None, causal: bool) -
 
 
 def spoil(result, spoilt: jax.Array, last: jax.Array):
-    """`(o, final state)` with NaN where outputs `[B, T, ...]` and states `[B, ...]` are spoilt."""
+    """`(o, final state)` with NaN in outputs where `spoilt [B, T, ...]`, and in states where `last [B, ...]`."""
     o, final = result
     o = jnp.where(_wide(spoilt, o), jnp.nan, o)
     return o, jax.tree.map(lambda s: jnp.where(_wide(last, s), jnp.nan, s), final)
@@ -73,12 +73,12 @@ def _wide(mask: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _bad(operator: "Operator", name: str, x: jax.Array) -> jax.Array:
-    """Where an argument is not finite; of logarithms -inf is as good as any."""
+    """Where an argument is not finite. A logarithm may be -inf, which stands for zero."""
     return ~jnp.isfinite(x) & ~(x < 0) if name in operator.logs else ~jnp.isfinite(x)
 
 
 def _bad_tokens(letters: list[str], bad: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """`[B, T, HV]`, or `[B, T]` without heads: any number of the token, of its head where it has one."""
+    """Which tokens of which value heads `[B, T, HV]` an argument spoils; `[B, T]` where there are no heads."""
     head = next((letters.index(letter) for letter in ("HV", "H") if letter in letters), None)
     bad = bad.any(axis=tuple(axis for axis in range(2, bad.ndim) if axis != head))
     if len(shape) == 2:

@@ -105,7 +105,8 @@ class Recurrence:
             third argument; None where there is nothing to decide.
         special: a cheaper form for some inputs; None where there is none.
         loops: whether `advance` is a loop over the chunk's tokens.
-        states: inputs -> how many matrices the state of a head consists of, for the memory of a group of chunks.
+        states: fields and parameters -> of how many matrices the state of a head consists. Groups of chunks get smaller
+            with it, as far as the states that enter chunks are kept.
         shares_heads: whether the value heads of one key head share work in the chunk form. Where decays differ between
             them channel by channel they share none; queries and keys are then repeated for each value head, so that
             arrays have one axis less.

@@ -17,9 +17,10 @@ from ._diagonal import DIAGONAL_DECAY
 
 @jax.custom_jvp
 def _released(g: jax.Array) -> jax.Array:
-    """1 - exp g: a slow gate's is as small as g and would be rounded off, a closed gate's slope exp g likewise.
+    """1 - exp g, also where it is as small as g and the subtraction would round it away.
 
-    The slope is written out because jax 0.10 takes it as 1 + expm1 g.
+    The derivative is written out as -exp g. jax 0.10 computes it from 1 + expm1 g, which rounds away what a closed gate
+    leaves.
     """
     return -jnp.expm1(g)
 

@@ -19,7 +19,8 @@ from ._scalar import SCALAR_DECAY
 
 
 def alibi_slopes(heads: int) -> jax.Array:
-    """`[heads]` float32: 2^(-8 (h+1) / heads); between two powers of two, the larger one's odd entries fill up.
+    """`[heads]` float32: 2^(-8 (h+1) / heads) if `heads` is a power of two. Otherwise those of the next lower power of
+    two, followed by as many as are missing of every second one of the next higher power, from its first on.
 
     Source: Press et al. 2021 (ALiBi), arXiv:2108.12409, section 3.
     """
@@ -37,7 +38,7 @@ def _lower(xs: dict) -> dict:
 
 lightning_attention = Operator(
     name="lightning_attention",
-    zero_is_identity=False,  # the decay is no token's: it goes on
+    zero_is_identity=False,  # a token of zeros still decays the state
     recurrence=SCALAR_DECAY,
     arguments={
         "q": QUERIES,

@@ -272,7 +272,7 @@ log_linear_attention = Operator(
     },
     about=__doc__,
     lower=_lower,
-    zero_is_identity=False,  # it counts as a token
+    zero_is_identity=False,  # a token of zeros still counts, and moves the others to higher levels
     seen=lambda state: 0 if state is None else state[1][:, 0],
     default_chunk_size=128,  # every chunk carries all levels
     state="(S [B, HV, max(L-1, 1), K, V], count [B, HV])",

@@ -27,7 +27,7 @@ def _lower(xs: dict) -> dict:
 
 retention = Operator(
     name="retention",
-    zero_is_identity=False,  # the built-in decay goes on
+    zero_is_identity=False,  # a token of zeros still decays the state
     recurrence=SCALAR_DECAY,
     arguments={"q": QUERIES, "k": KEYS, "v": VALUES},
     about=__doc__,
