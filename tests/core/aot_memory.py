@@ -1,7 +1,7 @@
 """A script: the memory of a chunk form's gradient, compiled for an accelerator that is not there.
 
-`python tests/core/aot_memory.py PLATFORM RECURRENCE BATCH...` prints a JSON line for each batch: bytes of the inputs,
-temporary bytes, and seconds of processor time that tracing, lowering and compiling took.
+`python tests/core/aot_memory.py gpu|tpu RECURRENCE BATCH` prints a line of JSON: bytes of the inputs, temporary bytes,
+and seconds of processor time that tracing, lowering and compiling took.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1]))
 import gpu_compiler  # noqa: E402
 
-if sys.argv[1] == "gpu":
+if "gpu" in sys.argv:
     gpu_compiler.add_to_path()
 
 import jax  # noqa: E402  (it looks for plug-ins on the path when it is imported)
@@ -32,23 +32,23 @@ def device_and_machine(platform: str):
     return device, Machine("tpu", "TPU v5 lite")
 
 
-def main(platform: str, name: str, *batches: str) -> None:
+def main(platform: str, name: str, batch: str) -> None:
     operator = ls.RECURRENCES[name]
     device, machine = device_and_machine(platform)
     place = jax.sharding.SingleDeviceSharding(device)
+    args = jax.eval_shape(lambda: operator.example(jax.random.key(0), B=int(batch), dtype=jnp.bfloat16, **SIZES))
+    args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), args)
 
     def loss(args):
         return jnp.square(operator(**args, implementation="xla")[0].astype(jnp.float32)).sum()
 
-    for batch in batches:
-        args = jax.eval_shape(lambda: operator.example(jax.random.key(0), B=int(batch), dtype=jnp.bfloat16, **SIZES))  # noqa: B023
-        args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), args)
-        start = time.process_time()
-        with tracing_for(machine):
-            memory = jax.jit(jax.grad(loss)).lower(args).compile().memory_analysis()
-        seconds = time.process_time() - start
-        inputs = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(args))
-        print(json.dumps(dict(inputs=inputs, temporary=memory.temp_size_in_bytes, seconds=seconds)), flush=True)
+    start = time.process_time()
+    with tracing_for(machine):
+        memory = jax.jit(jax.grad(loss)).lower(args).compile().memory_analysis()
+    assert memory is not None, "this jax has no memory analysis of a compiled program"
+    inputs = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(args))
+    print(json.dumps(dict(inputs=inputs, temporary=memory.temp_size_in_bytes, seconds=time.process_time() - start)))
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])
