@@ -300,12 +300,12 @@ def derived(row: dict, config: Benchmark, peak: float) -> dict:
     """The row with the wait for 100 gradients, or with the part of the peak that a chunk form reaches."""
     if "milliseconds" not in row:
         return row
-    row, work = row | dict(peak_gflops=peak), arithmetic(row["recurrence"], config, row["length"])
+    more, work = dict(peak_gflops=peak), arithmetic(row["recurrence"], config, row["length"])
     if row["which"] != "forward":
-        row["compile_and_100_runs_s"] = row["compile_s"] + row["milliseconds"] / 10
+        more["compile_and_100_runs_s"] = row["compile_s"] + row["milliseconds"] / 10
     elif work and row["candidate"].startswith("chunk"):
-        row["fraction_of_peak"] = work / row["milliseconds"] * 1e3 / peak
-    return row
+        more["fraction_of_peak"] = work / row["milliseconds"] * 1e3 / peak
+    return row | more
 
 
 def table(rows: list[dict]) -> str:

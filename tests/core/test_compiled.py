@@ -32,7 +32,8 @@ def memory(platform: str, name: str, batch: int) -> dict:
         pytest.skip("the TPU compiler is not installed: pip install libtpu")
     changed = ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION")  # by the tests' environment, for the tests' CPU devices
     env = {name: value for name, value in os.environ.items() if name not in changed}
-    env |= {"JAX_PLATFORMS": "cpu", **TPU_VARIABLES}
+    # Such programs are not read back from the compilation cache: jax asks a device for that.
+    env |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "0", **TPU_VARIABLES}
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
     command = [sys.executable, SCRIPT, platform, name, str(batch)]
     run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
