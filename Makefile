@@ -12,9 +12,11 @@ python := $(VENV)/bin/python
 # Most of a test's time is compiling, which uses one core.
 parallel := -n 2 --dist loadgroup
 comma := ,
-# The TPU's compiler runs on any Linux machine. It lies outside the environment, for tests alone: inside, every start of
-# jax would look for a TPU.
+# The compilers for TPUs and GPUs run on any Linux machine. They lie outside the environment, for tests alone: inside,
+# every start of jax would look for a TPU, and complain of missing CUDA libraries. For the same reason only the tests that
+# compile for a GPU put its compiler on their path.
 tpu := $(VENV)/tpu-compiler
+gpu := $(VENV)/gpu-compiler
 with_tpu := PYTHONPATH="$(tpu)$${PYTHONPATH:+:$$PYTHONPATH}"
 # Written last, so that a failed installation leaves none. It records what was asked for: "python=... extras=...".
 stamp := $(VENV)/.installed
@@ -45,11 +47,11 @@ train: $(stamp) ## Train the small language model on real text (ARGS="--help" li
 	@echo "Training: python -m experiments.train_lm $(ARGS)"
 	@$(python) -m experiments.train_lm $(ARGS)
 
-test: $(stamp) $(tpu)/.installed ## Run the quick tests
+test: $(stamp) $(tpu)/.installed $(gpu)/.installed ## Run the quick tests
 	@echo "Running the tests that are marked neither slow nor peers (make test-all runs all of them)"
 	@$(with_tpu) $(python) -m pytest $(parallel) $(ARGS)
 
-test-all: $(stamp) $(tpu)/.installed ## Run all tests
+test-all: $(stamp) $(tpu)/.installed $(gpu)/.installed ## Run all tests
 	@echo "Running all tests"
 	@$(with_tpu) $(python) -m pytest $(parallel) -m "" $(ARGS)
 
@@ -88,10 +90,16 @@ endif
 	@$(python) -m pip install -qq --disable-pip-version-check --editable ".[dev$(addprefix $(comma),$(wanted_extras))]"
 	@echo "python=$(wanted_python) extras=$(wanted_extras)" >$@
 
-$(tpu)/.installed: $(stamp)
-	@echo "Installing the TPU compiler into $(tpu) (200 MB), the version that this jax wants"
-	@mkdir -p $(tpu)
-	@wanted=$$($(python) -c "import importlib.metadata as m; print(next(r.split(';')[0] for r in m.requires('jax') if r.startswith('libtpu')))") && \
-	    $(python) -m pip install -qq --disable-pip-version-check --no-deps --upgrade --target $(tpu) "$$wanted" || \
-	    echo "make: no TPU compiler for this machine; the tests that need it are skipped"
+# The versions that this jax wants. The GPU's is two packages of one version, without the CUDA libraries.
+$(tpu)/.installed: what := the TPU compiler into $(tpu) (200 MB)
+$(tpu)/.installed: wanted := *(r for r in all if r.startswith('libtpu'))
+$(gpu)/.installed: what := the GPU compiler into $(gpu) (400 MB)
+$(gpu)/.installed: wanted := *(r.replace('plugin[with-cuda]', part) for r in all if r.startswith('jax-cuda13-plugin[') for part in ('plugin', 'pjrt'))
+
+$(tpu)/.installed $(gpu)/.installed: $(stamp)
+	@echo "Installing $(what), the version that this jax wants"
+	@mkdir -p $(@D)
+	@set -f; wanted=$$($(python) -c "import importlib.metadata as m; all = [r.split(';')[0] for r in m.requires('jax')]; print($(wanted))") && \
+	    $(python) -m pip install -qq --disable-pip-version-check --no-deps --upgrade --target $(@D) $$wanted || \
+	    echo "make: no such compiler for this machine; the tests that need it are skipped"
 	@touch $@

@@ -1,9 +1,11 @@
-"""How fast is every recurrence in every form on this machine, beside softmax attention and beside peers?
+"""How long does every recurrence in every form compile and run on this machine, beside softmax attention and peers?
 
-Command: `python -m experiments.bench_recurrences` (`make bench`); `--help` lists recurrences, lengths and shapes.
-Each candidate first has to agree with our token scan; then all candidates of a recurrence and length take turns, and
-the minimum over rounds and sweeps counts, so that a noisy machine disturbs them alike. Results: a table, one JSON line
-per candidate, length and pass, and a plot of time over T.
+Command: `python -m experiments.bench_recurrences` (`make bench`); `--help` lists recurrences, lengths and shapes;
+`--compile-only --lengths 2048` takes minutes. Each candidate first has to agree with our token scan; then all
+candidates of a recurrence and length take turns, and the minimum over rounds and sweeps counts, so that a noisy machine
+disturbs them alike. Results: a table, one JSON line per candidate, length and pass, and a plot of time over T.
+Compiling is all from the function to its program, traced anew and with no cache on disk: seconds of the clock and of
+the processor. For gradients, "+100 runs" is the clock's seconds until a hundredth result is there.
 
 Expected: forward the chunk form is 1.6 to 3 times as fast as the token scan for recurrences with a matrix state,
 forward+backward nearly 10 times and more (`mamba` 2); softmax attention falls behind before T = 512
@@ -16,7 +18,6 @@ import importlib.util
 import json
 import pathlib
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -29,6 +30,7 @@ import tyro
 import lineax_seq as ls
 
 AGREEMENT = 1e-3  # relative rms against our scan that a candidate must reach to be timed
+LEAST = ("milliseconds", "compile_s", "compile_cpu_s")  # measured: the least of all sweeps counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Benchmark:
     scan_limit: int = 8192
     """Longest T for softmax attention, and for the backward pass of token scans, which keeps every state."""
     softmax: bool = True
+    compile_only: bool = False
+    """Compile every candidate once a sweep, and neither check nor run any."""
     peers_path: str = ""
     """Folder with packages to compare with, if they are not in the environment."""
     out: str = "runs/bench"
@@ -165,8 +169,8 @@ def candidates(name: str, config: Benchmark) -> dict[str, Callable]:
 def peak_gflops(rounds: int = 20) -> float:
     """The best rate of float32 products of 1024 x 1024 here: what there is to be had."""
     a = jax.random.normal(jax.random.key(0), (1024, 1024))
-    run = jax.jit(lambda a: a @ a).lower(a=a).compile()
-    return 2 * 1024**3 / minima({"product": run}, {"product": dict(a=a)}, rounds)["product"] / 1e9
+    run = jax.jit(lambda a: a @ a).lower(a).compile()
+    return 2 * 1024**3 / minima({"product": lambda: run(a)}, rounds)["product"] / 1e9
 
 
 def arithmetic(name: str, config: Benchmark, length: int, chunk_size: int = 64) -> float | None:
@@ -183,14 +187,17 @@ def softmax_attention(q, k, v):
     return jax.nn.dot_product_attention(q, k, v, is_causal=True)
 
 
-def compiled(fn: Callable, args: dict, which: str) -> Callable:
-    if which == "forward":
-        return jax.jit(fn).lower(**args).compile()
-    loss = lambda args: fn(**args).sum()  # noqa: E731
-    return (lambda run: lambda **args: run(args))(jax.jit(jax.grad(loss)).lower(args).compile())
+def compiled(fn: Callable, args: dict, which: str) -> tuple[Callable, dict[str, float]]:
+    """The program with its arguments, and the seconds that it took to trace, lower and compile it."""
+    outputs, loss = lambda args: fn(**args), lambda args: fn(**args).sum()
+    jax.clear_caches()  # what others traced; and Linux gives a process 65,530 memory maps, programs take some each
+    clock, processor = time.perf_counter(), time.process_time()
+    run = jax.jit(outputs if which == "forward" else jax.grad(loss)).lower(args).compile()
+    seconds = dict(compile_s=time.perf_counter() - clock, compile_cpu_s=time.process_time() - processor)
+    return lambda: run(args), seconds
 
 
-def minima(runs: dict[str, Callable], args: dict[str, dict], rounds: int) -> dict[str, float]:
+def minima(runs: dict[str, Callable], rounds: int) -> dict[str, float]:
     """Seconds: the least over `rounds`, all candidates taking turns.
 
     A turn is two calls, of which the second is timed: the first has to get the memory back from the system that a large
@@ -199,9 +206,9 @@ def minima(runs: dict[str, Callable], args: dict[str, dict], rounds: int) -> dic
     best = dict.fromkeys(runs, float("inf"))
     for _ in range(rounds):
         for label, run in runs.items():
-            jax.block_until_ready(run(**args[label]))
+            jax.block_until_ready(run())
             start = time.perf_counter()
-            jax.block_until_ready(run(**args[label]))
+            jax.block_until_ready(run())
             best[label] = min(best[label], time.perf_counter() - start)
     return best
 
@@ -218,13 +225,14 @@ class Group:
         self.name, self.length, self.config = name, length, config
         args = self.arguments(length)
         found, self.errors = self.checked(candidates(name, config))
-        self.runs: dict[str, dict[str, Callable]] = {}
+        softmax = ls.linear_attention.example(jax.random.key(1), T=length, **self.sizes)
+        self.programs: dict[str, dict[str, tuple[Callable, dict[str, float]]]] = {}
         for which in config.passes:
             too_long = which != "forward" and length > config.scan_limit
-            fns = {label: fn for label, fn in found.items() if not (too_long and label.endswith("scan"))}
-            self.runs[which] = {label: compiled(fn, args, which) for label, fn in fns.items()}
+            fns = {label: (fn, args) for label, fn in found.items() if not (too_long and label.endswith("scan"))}
             if config.softmax and length <= config.scan_limit:
-                self.runs[which]["softmax attention"] = compiled(softmax_attention, self.softmax_arguments(), which)
+                fns["softmax attention"] = softmax_attention, softmax
+            self.programs[which] = {label: compiled(*given, which) for label, given in fns.items()}
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -238,12 +246,13 @@ class Group:
         drawn = operator.example(jax.random.key(0), T=length, **self.sizes)
         return {name: drawn[name] for name, spec in operator.arguments.items() if not spec.optional}
 
-    def softmax_arguments(self) -> dict:
-        return ls.linear_attention.example(jax.random.key(1), T=self.length, **self.sizes)
-
     def checked(self, found: dict[str, Callable]) -> tuple[dict[str, Callable], dict[str, float]]:
         """Those that agree with the token scan, and by how much all differ from it."""
         short = self.arguments(min(self.length, 512))
+        if self.config.compile_only:
+            for fn in found.values():
+                jax.eval_shape(lambda a, fn=fn: fn(**a), short)  # imports what it uses
+            return found, {}
         want = np.asarray(jax.jit(lambda a: ls.RECURRENCES[self.name](**a, form="scan")[0])(short), np.float64)
         errors = {label: agrees(fn, short, want) for label, fn in found.items()}
         for label in [label for label, error in errors.items() if not error < AGREEMENT]:
@@ -252,14 +261,14 @@ class Group:
 
     def rows(self) -> Iterator[dict]:
         """One per candidate and pass."""
-        args = self.arguments(self.length)
-        for which, runs in self.runs.items():
-            inputs = {label: args for label in runs}
-            if "softmax attention" in runs:
-                inputs["softmax attention"] = self.softmax_arguments()
-            for label, seconds in minima(runs, inputs, self.config.rounds).items():
-                row = dict(recurrence=self.name, length=self.length, which=which, candidate=label)
-                yield row | dict(milliseconds=seconds * 1e3, error=self.errors.get(label), jax=jax.__version__)
+        for which, programs in self.programs.items():
+            runs = {} if self.config.compile_only else {label: run for label, (run, _) in programs.items()}
+            times = minima(runs, self.config.rounds)
+            for label, (_, compiling) in programs.items():
+                row = dict(recurrence=self.name, length=self.length, which=which, candidate=label, **compiling)
+                if label in times:
+                    row |= dict(milliseconds=times[label] * 1e3, error=self.errors.get(label))
+                yield row | dict(jax=jax.__version__)
 
 
 def bench(config: Benchmark, path: pathlib.Path) -> list[dict]:
@@ -269,39 +278,55 @@ def bench(config: Benchmark, path: pathlib.Path) -> list[dict]:
     with tqdm.tqdm([*named] * config.sweeps, unit="group") as progress:
         for number, (name, length) in enumerate(progress):
             progress.set_postfix_str(f"{name} T={length}")
-            if number % len(named) == 0:
+            if number % len(named) == 0 and not config.compile_only:
                 peak = max(peak, peak_gflops())
                 progress.write(f"1024 x 1024 products run at {peak:.0f} GFLOP/s here")
-            jax.clear_caches()  # Linux gives a process 65,530 memory maps, and programs take some each
             for row in Group(name, length, config).rows():
                 key = tuple(row[part] for part in ("recurrence", "length", "which", "candidate"))
-                best[key] = min(row, best.get(key, row), key=lambda row: row["milliseconds"])
+                before = best.get(key, row)
+                best[key] = row | {part: min(row[part], before[part]) for part in LEAST if part in row}
             part = path.with_name(path.name + ".part")
-            rows = [of_peak(row, config, peak) for row in best.values()]
+            rows = [derived(row, config, peak) for row in best.values()]
             part.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
             part.replace(path)
             for which in config.passes:
                 own = [row for row in rows if (row["recurrence"], row["length"], row["which"]) == (name, length, which)]
                 if own:
-                    progress.write(summary(own))
+                    progress.write(table(own))
     return rows
 
 
-def of_peak(row: dict, config: Benchmark, peak: float) -> dict:
-    """The row with what the machine can do, and which part of it a chunk form reaches."""
-    work = arithmetic(row["recurrence"], config, row["length"]) if row["which"] == "forward" else None
-    if work and row["candidate"].startswith("chunk"):
-        row = row | dict(fraction_of_peak=work / row["milliseconds"] * 1e3 / peak)
-    return row | dict(peak_gflops=peak)
+def derived(row: dict, config: Benchmark, peak: float) -> dict:
+    """The row with the wait for 100 gradients, or with the part of the peak that a chunk form reaches."""
+    if "milliseconds" not in row:
+        return row
+    more, work = dict(peak_gflops=peak), arithmetic(row["recurrence"], config, row["length"])
+    if row["which"] != "forward":
+        more["compile_and_100_runs_s"] = row["compile_s"] + row["milliseconds"] / 10
+    elif work and row["candidate"].startswith("chunk"):
+        more["fraction_of_peak"] = work / row["milliseconds"] * 1e3 / peak
+    return row | more
 
 
-def summary(rows: list[dict]) -> str:
-    ms = {row["candidate"]: row["milliseconds"] for row in rows}
-    ours = min((t for label, t in ms.items() if label.startswith("chunk")), default=min(ms.values()))
-    line = "  ".join(f"{label} {t:.1f} ms ({t / ours:.2f}x)" for label, t in ms.items())
-    fractions = [row["fraction_of_peak"] for row in rows if "fraction_of_peak" in row]
-    line += f"  {max(fractions):.0%} of peak" if fractions else ""
-    return f"{rows[0]['recurrence']:28s} T={rows[0]['length']:<6d} {rows[0]['which']:17s} {line}"
+def table(rows: list[dict]) -> str:
+    """One recurrence, length and pass: a line per candidate, times beside their ratio to our fastest chunk form's."""
+
+    def cells(field: str, digits: int) -> list[str]:
+        ours = min((row[field] for row in rows if row["candidate"].startswith("chunk") and field in row), default=None)
+        ratio = lambda x: f" ({x / ours:.2f}x)" if ours else ""  # noqa: E731
+        return [f"{row[field]:.{digits}f}{ratio(row[field])}" if field in row else "" for row in rows]
+
+    columns = {
+        f"{rows[0]['recurrence']} T={rows[0]['length']} {rows[0]['which']}": [row["candidate"] for row in rows],
+        "run, ms": cells("milliseconds", 1),
+        "compile, s": cells("compile_s", 2),
+        "of processor": cells("compile_cpu_s", 2),
+        "+100 runs, s": cells("compile_and_100_runs_s", 2),
+        "of peak": [f"{row['fraction_of_peak']:.0%}" if "fraction_of_peak" in row else "" for row in rows],
+    }
+    filled = [[title, *column] for title, column in columns.items() if any(column)]
+    lines = [f"{first:48s}" + "".join(f"{cell:17s}" for cell in rest) for first, *rest in zip(*filled, strict=True)]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def plot(rows: list[dict], path: pathlib.Path) -> None:
@@ -315,11 +340,10 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
     for axis, which in zip(axes[0], passes, strict=True):
         lines: dict[str, list] = {}
         for row in rows:
-            if row["which"] == which and (row["candidate"].startswith("chunk") or row["candidate"].startswith("soft")):
-                soft = row["candidate"].startswith("soft")
-                lines.setdefault("softmax attention" if soft else row["recurrence"], []).append(
-                    (row["length"], row["milliseconds"])
-                )
+            soft = row["candidate"].startswith("soft")
+            if row["which"] == which and (soft or row["candidate"].startswith("chunk")):
+                line = lines.setdefault("softmax attention" if soft else row["recurrence"], [])
+                line.append((row["length"], row["milliseconds"]))
         for number, (label, points) in enumerate(lines.items()):
             least = {length: min(ms for t, ms in points if t == length) for length, _ in points}
             style = dict(color="black", linewidth=2.5) if label == "softmax attention" else {}
@@ -343,13 +367,13 @@ def main(config: Benchmark) -> None:
         sys.path.append(config.peers_path)
     out = pathlib.Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as programs:
-        if jax.config.jax_compilation_cache_dir is None:
-            jax.config.update("jax_compilation_cache_dir", programs)  # a later sweep does not compile again
-        rows = bench(config, out / "results.jsonl")
-    plot(rows, out / "time_over_length.png")
-    print(f"wrote {out / 'results.jsonl'} and {out / 'time_over_length.png'}")
+    rows = bench(config, out / "results.jsonl")
+    print(f"wrote {out / 'results.jsonl'}")
+    if not config.compile_only:
+        plot(rows, out / "time_over_length.png")
+        print(f"wrote {out / 'time_over_length.png'}")
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_enable_compilation_cache", False)  # on disk: what compiling takes is measured
     main(tyro.cli(Benchmark, description=__doc__))
