@@ -40,8 +40,8 @@ Metrics = Mapping[str, Sums]  # each metric likewise
 class Reading(NamedTuple):
     """Which part of every batch this process reads: the arguments of `lineax_seq.data.train_iterator` of these names.
 
-    `batch_size` rows: block `process_index` of the `process_count` blocks that a batch consists of. Of each row the
-    stretch `columns`; None: all of it.
+    `batch_size` rows: the share of process `process_index` of the `process_count` that read a batch together.
+    Of each row the stretch `columns`; None: all of it.
     """
 
     batch_size: int

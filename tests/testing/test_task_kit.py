@@ -127,7 +127,7 @@ BROKEN = {
     "seed": (SeedIgnored, "a seed decides the batches", "another seed gives the same batches"),
     "place": (ForgetsThePlace, "batches go on from a position", "x"),
     "place in JSON": (PlaceInAnArray, "batches go on from a position", "which JSON does not"),
-    "processes": (AllReadTheSame, "processes share a batch", "x"),
+    "processes": (AllReadTheSame, "processes share a batch", "other rows than one"),
 }
 
 
