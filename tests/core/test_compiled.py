@@ -43,8 +43,10 @@ def memory(platform: str, name: str, batch: int) -> dict:
 
 # A quick one for each platform: others take the TPU's compiler half a minute and more.
 QUICK = [("gpu", "gla", 1), ("tpu", "simple_gla", 1)]
-NAMES = ("gla", "gated_delta_rule", "kda", "rwkv7", "mamba", "log_linear_attention")
-SLOW = [case for case in itertools.product(("gpu", "tpu"), NAMES, (1, 8)) if case not in QUICK]
+# Bounds of eight sequences' temporary memory over their inputs: a quarter to a third more than the larger of both
+# platforms' when they were set. Mamba's inputs are small beside its outputs, log-linear attention's beside its states.
+EIGHT = {"gla": 6, "gated_delta_rule": 6, "kda": 6.5, "rwkv7": 6, "mamba": 9, "log_linear_attention": 13.5}
+SLOW = [case for case in itertools.product(("gpu", "tpu"), EIGHT, (1, 8)) if case not in QUICK]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,7 @@ def test_memory_where_there_is_no_kernel(platform, name, batch):
     """Bounded by the inputs. A group holds as many tokens whatever the batch: eight sequences take the memory of one's
     groups, and beside it only what exists once for every token."""
     facts = memory(platform, name, batch)
-    assert facts["temporary"] <= {1: 20, 8: 7}[batch] * facts["inputs"], facts
+    assert facts["temporary"] <= (20 if batch == 1 else EIGHT[name]) * facts["inputs"], facts
 
 
 # Each about a quarter more than was counted when the bound was set.
