@@ -141,7 +141,12 @@ class Decoder(nnx.Module):
         Raises:
             ValueError: shapes or dtypes that do not fit.
         """
-        return self.logits(self.hidden(tokens, segment_ids=segment_ids, positions=positions, axis_name=axis_name))
+
+        def run(model, tokens, segment_ids, positions):
+            along = dict(segment_ids=segment_ids, positions=positions, axis_name=axis_name)
+            return model.logits(model.hidden(tokens, **along))
+
+        return parallel.by_rows(run, self, jnp.asarray(tokens), segment_ids, positions)
 
     def hidden(self, tokens: jax.Array, *, segment_ids=None, positions=None, axis_name=None) -> jax.Array:
         """What the head reads: int [B, T] -> [B, T, D] in the compute dtype. Arguments as in a call."""
@@ -177,8 +182,13 @@ class Decoder(nnx.Module):
 
         With `axis_name` the sums are the shard's; `parallel.sharded_loss` adds those of all shards.
         """
-        hidden = self.hidden(tokens, segment_ids=segment_ids, positions=positions, axis_name=axis_name)
-        return cross_entropy(hidden, self.head, targets, weights, chunk_size=chunk_size)
+
+        def run(model, tokens, targets, weights, segment_ids, positions):
+            hidden = model.hidden(tokens, segment_ids=segment_ids, positions=positions, axis_name=axis_name)
+            return cross_entropy(hidden, model.head, targets, weights, chunk_size=chunk_size)
+
+        rows = (jnp.asarray(tokens), targets, weights, segment_ids, positions)
+        return parallel.by_rows(run, self, *rows, summed=True)
 
     def init_cache(self, batch: int, max_length: int) -> DecoderCache:
         """A cache that has seen nothing, for sequences of at most `max_length` tokens."""

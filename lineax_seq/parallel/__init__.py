@@ -35,6 +35,7 @@ from .multihost import (
     to_host as to_host,
 )
 from .placement import placed as placed
+from .rows import by_rows as by_rows
 from .sharded import (
     over_time as over_time,
     sequence_parallel as sequence_parallel,

@@ -47,7 +47,7 @@ def placed(*, batch: str | Axes = (), heads: str | Axes = ()) -> Iterator[None]:
     >>> with jax.set_mesh(mesh), ls.parallel.placed(batch="data", heads="tensor"):  # doctest: +SKIP
     ...     o, state = ls.gla(q, k, v, g)
     """
-    token = _told.set((_names(batch), _names(heads)))
+    token = _told.set((names_of(batch), names_of(heads)))
     try:
         yield
     finally:
@@ -104,7 +104,7 @@ def _note(found: dict[str, Axes], x, letters: list[str], mesh):
         return mesh
     for letter, names in zip(letters, sharding.spec, strict=False):
         if names:
-            found.setdefault(letter, _names(names))
+            found.setdefault(letter, names_of(names))
     return sharding.mesh
 
 
@@ -118,7 +118,8 @@ def _dividing(operator: Operator, xs: Mapping[str, jax.Array], axes: Axes, sizes
     return axes
 
 
-def _names(names: str | Axes) -> Axes:
+def names_of(names: str | Axes) -> Axes:
+    """One name or several, as several."""
     return (names,) if isinstance(names, str) else tuple(names)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from tolerances import GRADIENTS, OUTPUTS, assert_close
 
 from lineax_seq.layers import (
@@ -297,3 +298,22 @@ def test_kinds_are_the_classes_that_names_gave():
         else:
             projects = names.endswith("kernel") and "taps" not in names and min(leaf.shape[-2:]) >= 32
             assert (kind == "matrix") == projects, names
+
+
+def test_rows_over_explicit_axes(filled):
+    """What `jax.make_mesh` gives: logits are split as the tokens are, loss and gradients are those of one device."""
+    model, spec = filled(dataclasses.replace(SMALL, num_layers=2)), P(("data", "more"))
+    tokens = jax.random.randint(jax.random.key(0), (4, 16), 0, VOCAB)
+
+    def loss(model, tokens):
+        total, weight = model.loss(tokens, tokens, segment_ids=jnp.cumsum(tokens == 0, 1))
+        return total / weight
+
+    want = model(tokens), jax.value_and_grad(loss)(model, tokens)
+    with jax.set_mesh(jax.make_mesh((2, 2), ("data", "more"))):
+        placed = jax.device_put(tokens, P()), jax.device_put(model, P())
+        rows = jax.sharding.reshard(placed[0], spec)
+        logits = jax.jit(lambda model, tokens: model(tokens))(placed[1], rows)
+        got = logits, jax.jit(jax.value_and_grad(loss))(placed[1], rows)
+    assert jax.typeof(logits).sharding.spec[0] == spec[0]
+    assert_close(jax.tree.leaves(got), jax.tree.leaves(want), GRADIENTS["float32"])
