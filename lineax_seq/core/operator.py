@@ -113,7 +113,7 @@ class Operator:
             ("__module__", None),
             ("_token_arguments", tokens),
             # a function of its own for every operator, so that `help` and editors show its arguments
-            ("step", documentation.named_step(self, functools.partial(Operator.step, self))),
+            ("step", documentation.named_step(self, functools.partial(type(self).step, self))),
         ):
             object.__setattr__(self, name, value)
 

@@ -112,5 +112,5 @@ def test_mutated_flags_end_in_a_configuration_or_exit_2(default, capsys):
 
 
 def test_a_field_of_a_later_version_is_told():
-    with pytest.raises(ValueError, match="has no field 'freez'; did you mean 'freeze'.* another version"):
+    with pytest.raises(ValueError, match="has no field 'freez' .did you mean 'freeze'.* another version"):
         from_json(TextConfig, to_json(train_lm.DEFAULT) | {"freez": None})
