@@ -86,7 +86,7 @@ def compute(how: How, xs: dict, segment_ids, state: State | None, first_head: ja
     if how.axis_name is not None:
         assert distribution is not None, "import lineax_seq"
         return distribution.on_shard(how, xs, segment_ids, state, first_head)
-    operator, starts = how.operator, resets(segment_ids)
+    operator, starts, marks = how.operator, resets(segment_ids), None
     if starts is not None:
         xs, state, marks = quarantine.cleaned(operator, xs, state, how.causal)
     place = {"first_head": first_head} if operator.numbers_heads else {}
@@ -96,7 +96,7 @@ def compute(how: How, xs: dict, segment_ids, state: State | None, first_head: ja
     else:
         form = _bidirectional(how, reset, *xs[next(iter(operator.arguments))].shape[:2])
     result = finished(operator, xs, form(fields, state=state))
-    if starts is None:
+    if marks is None or starts is None:
         return result
     spoilt, last = quarantine.reached(marks.written, marks.entered, starts, how.causal)
     return quarantine.spoil(result, spoilt | marks.queried, last)
@@ -111,6 +111,7 @@ def form_of(how: How) -> Callable:
     record = how.operator.recurrence
     if how.implementation == "xla":
         if how.form == "chunk":
+            assert how.chunk_size is not None  # XLA's is always known
             return functools.partial(forms.chunk, record, how.target, how.scale, how.chunk_size)
         return functools.partial(forms.scan, record, how.scale)
     if how.form == "scan":

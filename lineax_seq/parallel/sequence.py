@@ -44,7 +44,8 @@ from .varying import vary, varying
 
 def on_shard(how: How, xs: dict, segment_ids, state: State | None, first_head: jax.Array | int = 0):
     """`(o, final state)` of a call with `axis_name=`, whose arrays are one shard, inside `jax.shard_map`."""
-    operator, name = how.operator, how.axis_name
+    operator, name, marks = how.operator, how.axis_name, None
+    assert name is not None  # what makes a call one of a shard
     if how.strategy is not None:
         checks.one_of(operator.name, "strategy", how.strategy, tuple(prefix.STRATEGIES))
     if not how.causal and not (operator.order_free and segment_ids is None):
@@ -69,6 +70,7 @@ def on_shard(how: How, xs: dict, segment_ids, state: State | None, first_head: j
     prepare, form = None, form_of(how)
     run = lambda xs, reset, state, **more: form(xs, reset=reset, state=state, **more)  # noqa: E731
     if how.form == "chunk" and how.implementation == "xla" and record.monoid.probe is None:
+        assert how.chunk_size is not None  # XLA's is always known
         prepare = functools.partial(forms.chunk_factors, record, how.target, how.scale, how.chunk_size)
     if lax.axis_size(name) == 1:
         final, o = run(fields, reset, everywhere(state))
@@ -79,7 +81,7 @@ def on_shard(how: How, xs: dict, segment_ids, state: State | None, first_head: j
     if not how.causal:
         o = _reading(record, how.scale, fields, everywhere(final))
     result = finished(operator, xs, (final, o))
-    if starts is None:
+    if marks is None:
         return result
     spoilt, last = _spoilt(name, marks, starts)
     return quarantine.spoil(result, spoilt | marks.queried, last)

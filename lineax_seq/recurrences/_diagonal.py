@@ -74,7 +74,7 @@ def _backward(residuals, d: Decayed):
     strict = d._replace(scores=jax.tree.map(lambda s: jnp.tril(s, -1), d.scores))
     d_reads, d_writes, d_sums = branch(mild, _mild_pull, _general_pull, reads, writes, g, result, strict)
     itself = [[jnp.diagonal(s)[:, None] for s in row] for row in d.scores]
-    through_exit = sum(map(jnp.multiply, result.writes, d.writes))
+    through_exit = sum(map(jnp.multiply, result.writes, d.writes), jnp.zeros_like(g))
     (d_g,) = jax.linear_transpose(_decay.running_sum, g)(d_sums)
     d_g += _decay.running_sum(jnp.concatenate([jnp.zeros_like(g[:1]), through_exit[:-1]]))
     d_g = jnp.where(g < _decay.bounded(g), 0, d_g)
