@@ -68,7 +68,7 @@ def placement(operator: Operator, xs: Mapping[str, jax.Array], segment_ids, stat
                 f"placed: no axis {', '.join(map(repr, unknown))} in the surrounding mesh {dict(here.shape)}; "
                 "enter the mesh with jax.set_mesh, and name its axes."
             )
-        manual = {name for name, kind in zip(here.axis_names, here.axis_types, strict=True) if kind == AxisType.Manual}
+        manual = axes_of(here, AxisType.Manual)
         batch, heads = (tuple(name for name in names if name not in manual) for names in told)
         heads = _dividing(operator, xs, heads, here.shape)
         return Placement(here, batch, heads, frozenset((*batch, *heads))) if batch or heads else None
@@ -92,8 +92,7 @@ def placement(operator: Operator, xs: Mapping[str, jax.Array], segment_ids, stat
     batch = found.get("B", ())
     heads = next((tuple(n for n in found[letter] if n not in batch) for letter in HEAD_LETTERS if letter in found), ())
     heads = _dividing(operator, xs, heads, mesh.shape)
-    explicit = [name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit]
-    return Placement(mesh, batch, heads, frozenset(explicit))
+    return Placement(mesh, batch, heads, axes_of(mesh, AxisType.Explicit))
 
 
 def _note(found: dict[str, Axes], x, letters: list[str], mesh):
@@ -125,27 +124,35 @@ def names_of(names: str | Axes) -> Axes:
 
 def on_mesh(how: How, placement: Placement, xs: dict, segment_ids, state: State | None):
     """`(o, final state)`, split over the mesh as the arguments are."""
-    operator = how.operator
-    batch, heads = placement.batch or None, placement.heads or None
-    split = {"B": batch, **dict.fromkeys(HEAD_LETTERS, heads)}
-    specs = {name: P(*(split.get(letter) for letter in operator.arguments[name].letters)) for name in xs}
-    in_specs = (specs, P(batch), P(batch, heads))
-    arrays = resharded((xs, segment_ids, state), in_specs, placement.mesh)
+    split = {"B": placement.batch, **dict.fromkeys(HEAD_LETTERS, placement.heads)}
+    # kernels do not say over which axes their outputs differ
+    options = dict(axis_names=placement.manual, check_vma=False)
+    return by_parts(how, placement.mesh, split, xs, segment_ids, state, **options)
+
+
+def by_parts(how: How, mesh, split: Mapping[str, Axes], xs: dict, segment_ids, state: State | None, **options):
+    """`(o, final state)` of a call whose dimensions are split over mesh axes: `split` names these by letter.
+
+    `options` go to `jax.shard_map`.
+    """
+    operator, axes = how.operator, {letter: names or None for letter, names in split.items()}
+    batch, time, heads = axes["B"], axes.get("T"), axes["H"]
+    specs = {name: P(*(axes.get(letter) for letter in operator.arguments[name].letters)) for name in xs}
+    in_specs, states = (specs, P(batch, time), P(batch, heads)), P(batch, heads)
 
     def part(xs, segment_ids, state):
-        first = 0
+        first_head = 0
         if operator.numbers_heads and heads:
-            first = lax.axis_index(heads) * xs[operator.recurrence.output_field].shape[2]
-        return lowering.compute(how, xs, segment_ids, state, first)
+            first_head = lax.axis_index(heads) * xs[operator.recurrence.output_field].shape[2]
+        return lowering.compute(how, xs, segment_ids, state, first_head)
 
-    return jax.shard_map(
-        part,
-        mesh=placement.mesh,
-        in_specs=in_specs,
-        out_specs=(P(batch, None, heads), P(batch, heads)),
-        axis_names=placement.manual,
-        check_vma=False,  # kernels do not say over which axes their outputs differ
-    )(*arrays)
+    run = jax.shard_map(part, mesh=mesh, in_specs=in_specs, out_specs=(P(batch, time, heads), states), **options)
+    return run(*resharded((xs, segment_ids, state), in_specs, mesh))
+
+
+def axes_of(mesh, kind: AxisType) -> frozenset[str]:
+    """The axes of a mesh that are of one kind."""
+    return frozenset(name for name, own in zip(mesh.axis_names, mesh.axis_types, strict=True) if own == kind)
 
 
 def resharded(arrays, specs, mesh):

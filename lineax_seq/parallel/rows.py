@@ -7,7 +7,7 @@ import jax
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec as P
 
-from .placement import names_of, resharded
+from .placement import axes_of, names_of, resharded
 
 PyTree = Any
 
@@ -30,7 +30,6 @@ def by_rows(function: Callable, whole: PyTree, *rows: jax.Array | None, summed: 
     if any(spec[1:]):
         raise ValueError(f"rows of type {first} are split along an axis other than the first; gather that, or name it.")
     batch = names_of(spec[0])
-    explicit = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
 
     def part(whole, *rows):
         results = function(whole, *rows)
@@ -43,6 +42,6 @@ def by_rows(function: Callable, whole: PyTree, *rows: jax.Array | None, summed: 
         mesh=mesh,
         in_specs=in_specs,
         out_specs=P() if summed else P(batch),
-        axis_names=explicit,
+        axis_names=axes_of(mesh, AxisType.Explicit),
         check_vma=False,  # kernels do not say over which axes their outputs differ
     )(*resharded((whole, *rows), in_specs, mesh))

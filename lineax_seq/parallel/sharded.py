@@ -5,13 +5,12 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
-from jax import lax
 from jax.sharding import Mesh, PartitionSpec as P
 
-from ..core import checks, dispatch, lowering
+from ..core import checks, dispatch
 from ..core.lowering import How
 from ..core.operator import Operator
-from .placement import HEAD_LETTERS, resharded
+from .placement import HEAD_LETTERS, by_parts
 from .prefix import STRATEGIES
 
 
@@ -103,22 +102,7 @@ def _check_sizes(caller: str, operator: Operator, xs: dict, mesh: Mesh, split: d
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _run(how: How, where: tuple, xs: dict, segment_ids, state):
-    (mesh, axis, batch, heads), operator = where, how.operator
+    mesh, axis, batch, heads = where
     split = {"B": batch, "T": axis, **dict.fromkeys(HEAD_LETTERS, heads)}
-    specs = {name: P(*(split.get(letter) for letter in operator.arguments[name].letters)) for name in xs}
-    rows, states = P(batch, axis), P(batch, heads)
-
-    def shard(xs, segment_ids, state):
-        first_head = 0
-        if operator.numbers_heads and heads:
-            first_head = lax.axis_index(heads) * xs[operator.recurrence.output_field].shape[2]
-        return lowering.compute(how, xs, segment_ids, state, first_head)
-
-    in_specs = (specs, rows, states)
-    return jax.shard_map(
-        shard,
-        mesh=mesh,
-        in_specs=in_specs,
-        out_specs=(P(batch, axis, heads), states),
-        check_vma=how.implementation == "xla",  # kernels do not say over which axes their outputs differ
-    )(*resharded((xs, segment_ids, state), in_specs, mesh))
+    # kernels do not say over which axes their outputs differ
+    return by_parts(how, mesh, split, xs, segment_ids, state, check_vma=how.implementation == "xla")
