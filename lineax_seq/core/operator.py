@@ -199,13 +199,7 @@ class Operator:
 
     def state_shape(self, *, dtype=jnp.float32, **sizes: int) -> State:
         """Shapes and dtypes of the state that `init_state` gives, without making it."""
-        sizes = {"B": 1, "HV": sizes.get("H", 1), "NH": 1, **sizes, "T": 1}
-        needed = {name: argument for name, argument in self.arguments.items() if not argument.optional}
-        missing = sorted({letter for argument in needed.values() for letter in argument.letters} - sizes.keys())
-        if missing:
-            raise ValueError(f"{self.name}: no size for {', '.join(missing)}; give each as a keyword.")
-        shapes = tuple((name, tuple(sizes[n] for n in a.letters), jnp.dtype(dtype)) for name, a in needed.items())
-        return _state_shape(self, shapes)
+        return _state_shape(self, self._token_shapes(sizes, dtype))
 
     def init_state(self, *, B: int, dtype=jnp.float32, **sizes: int) -> State:
         """The state of `B` sequences that have seen nothing: `op.init_state(B=2, H=4, K=16, V=16)`.
@@ -215,10 +209,17 @@ class Operator:
         Raises:
             ValueError: letters without a size.
         """
-        self.state_shape(B=B, dtype=dtype, **sizes)
-        sizes = {"B": B, "HV": sizes.get("H", 1), "NH": 1, **sizes, "T": 1}
-        shapes = {n: [sizes[letter] for letter in a.letters] for n, a in self.arguments.items() if not a.optional}
-        return lowering.zero_state(self, self.fields({n: jnp.zeros(shape, dtype) for n, shape in shapes.items()}))
+        tokens = {name: jnp.zeros(*array) for name, *array in self._token_shapes({"B": B, **sizes}, dtype)}
+        return lowering.zero_state(self, self.fields(tokens))
+
+    def _token_shapes(self, sizes: Mapping[str, int], dtype) -> tuple:
+        """Name, shape and dtype of every argument that a call needs, for one token."""
+        sizes = {"B": 1, "HV": sizes.get("H", 1), "NH": 1, **sizes, "T": 1}
+        needed = {name: argument for name, argument in self.arguments.items() if not argument.optional}
+        missing = sorted({letter for argument in needed.values() for letter in argument.letters} - sizes.keys())
+        if missing:
+            raise ValueError(f"{self.name}: no size for {', '.join(missing)}; give each as a keyword.")
+        return tuple((name, tuple(sizes[n] for n in a.letters), jnp.dtype(dtype)) for name, a in needed.items())
 
     def identity_tokens(self, xs: dict, keep: jax.Array) -> dict:
         """The arguments, changed so that the tokens where `keep` (bool [B, T]) is False leave the state alone.
